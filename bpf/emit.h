@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Scope, accounting and the ring: what every handler uses. */
+#ifndef TWTRACE_EMIT_H
+#define TWTRACE_EMIT_H
+
+static __always_inline bool in_scope(__u64 netns)
+{
+	if (netns_count == 0)
+		return true;
+	for (__u32 i = 0; i < MAX_NETNS; i++) {
+		if (i >= netns_count)
+			return false;
+		if (netns_filter[i] == netns)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline struct account *this_account(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&accounts, &zero);
+}
+
+static __always_inline struct scratch *this_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratches, &zero);
+}
+
+static __always_inline struct recent *recent_of(__u64 cookie)
+{
+	__u32 slot = cookie & (SLOTS - 1);
+
+	return bpf_map_lookup_elem(&recents, &slot);
+}
+
+/*
+ * Counters are of one CPU, but a softirq can interrupt the addition and add
+ * too: hence the atomics.
+ */
+static __always_inline struct event *event_begin(__u8 kind)
+{
+	struct account *acc = this_account();
+	struct event *e;
+
+	if (acc)
+		__sync_fetch_and_add(&acc->emitted[kind], 1);
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		if (acc)
+			__sync_fetch_and_add(&acc->lost[kind], 1);
+		return NULL;
+	}
+	/* Eight-byte stores of zero first: no byte leaves unwritten. */
+	__builtin_memset(e, 0, sizeof(*e));
+	e->mono_ns = bpf_ktime_get_ns();
+	e->kind = kind;
+	return e;
+}
+
+static __always_inline void event_end(struct event *e)
+{
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+/*
+ * A raw tracepoint program that is interrupted by a softirq which reaches the
+ * same tracepoint is not run again (prog->active, since 6.1; counted in
+ * recursion_misses). Each such program has therefore a twin, attached after it
+ * on the same tracepoint, with a guard of its own: the main program leaves the
+ * key of each event that it handles, and the twin, which the kernel calls next
+ * for the same event, records the event if it finds no such key.
+ *
+ * handled_by_main() returns true if the caller has nothing to do.
+ */
+static __always_inline bool handled_by_main(__u64 key, bool twin)
+{
+	struct scratch *s = this_scratch();
+	__u64 *slot;
+
+	if (!s)
+		return false;
+	slot = &s->handled[(key ^ (key >> 8)) & (TWIN_SLOTS - 1)];
+	if (!twin) {
+		*slot = key;
+		return false;
+	}
+	if (*slot != key)
+		return false;
+	*slot = 0;
+	return true;
+}
+
+/*
+ * The n-th argument of a tracepoint as a number: the verifier lets nobody
+ * calculate with the pointer itself.
+ */
+static __always_inline __u64 argument(void *ctx, int n)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (__u64 *)ctx + n);
+	return value;
+}
+
+/* The main program skipped an event that nobody asked for: not a loss. */
+static __always_inline void skipped_out_of_scope(void)
+{
+	struct account *acc = this_account();
+
+	if (acc)
+		__sync_fetch_and_add(&acc->skipped_foreign, 1);
+}
+
+#endif

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The wire between kernel and user space: one record for every kind of event.
+ * tracer/decode.go reads it; bpf/abi_test.go compares this file's BTF with the
+ * Go side: sizes, offsets and enum values.
+ */
+#ifndef TWTRACE_EVENT_H
+#define TWTRACE_EVENT_H
+
+/* Numbers are those of internal/tcp.Kind. */
+enum event_kind {
+	KIND_STATE = 1,
+	KIND_RST_SENT = 2,
+	KIND_RST_RECEIVED = 3,
+	KIND_TW_ENTER = 4,
+	KIND_TW_END = 5,
+	KIND_TW_OVERFLOW = 6,
+	KIND_MAX = 16, /* room of the counters, not a kind */
+};
+
+/* How a TIME_WAIT ended; numbers are those of internal/tcp.Cause. */
+enum tw_cause {
+	TW_NONE = 0,
+	TW_EXPIRED = 1,
+	TW_REUSED_BY_CONNECT = 2,
+	TW_REPLACED_BY_SYN = 3,
+	TW_KILLED_BY_RST = 4,
+	TW_PURGED = 5,
+	TW_DESTROYED = 6,
+	TW_UNKNOWN = 7,
+	/* Not an end: the timer was only moved. Never leaves the kernel side. */
+	TW_REARMED = 8,
+};
+
+/* Bits of struct event.flags; those of internal/tcp.Flags. */
+enum event_flag {
+	FLAG_RESCUED = 1,
+	FLAG_NO_SEGMENT = 2,
+	FLAG_LINGER0 = 4,
+	FLAG_TW_MADE = 8,
+	FLAG_ACTIVE = 16,
+};
+
+/* Every byte is written for every event. Widest member first, no holes. */
+struct event {
+	__u64 mono_ns; /* bpf_ktime_get_ns: CLOCK_MONOTONIC */
+	__u64 cookie;  /* socket cookie, 0: not known */
+	__u64 netns;   /* network namespace cookie */
+	__u8 local[16]; /* network byte order; IPv4 in the first 4 bytes */
+	__u8 peer[16];
+	__u32 reason;	   /* enum sk_rst_reason of this kernel */
+	__u16 local_port;  /* host byte order */
+	__u16 peer_port;
+	__u16 err;	   /* sk_err */
+	__u8 kind;	   /* enum event_kind */
+	__u8 old_state;
+	__u8 new_state;
+	__u8 substate;	   /* of a TIME_WAIT minisock: TCP_FIN_WAIT2 or TCP_TIME_WAIT */
+	__u8 cause;	   /* enum tw_cause */
+	__u8 flags;	   /* enum event_flag */
+	__u8 family;	   /* AF_INET or AF_INET6 */
+	__u8 pad[7];
+};
+
+/* Counters of one CPU; user space sums them. */
+struct account {
+	__u64 emitted[KIND_MAX];     /* events that a program wanted to record */
+	__u64 lost[KIND_MAX];	     /* of these, not recorded: the ring was full */
+	__u64 skipped_foreign;	     /* main program skipped, event not in scope */
+};
+
+/* A kernel function, and what it means as the nearest known frame below timer_cancel. */
+struct frame {
+	__u64 start;
+	__u64 end;
+	__u64 cause; /* enum tw_cause */
+};
+
+#endif

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * TIME_WAIT is a minisock that lives exactly as long as its timer: the timer's
+ * start, cancellation and expiry are its whole life. All three tracepoints fire
+ * under the timer base's lock with interrupts off, so these programs are never
+ * nested and need no twin.
+ */
+#ifndef TWTRACE_TIMEWAIT_H
+#define TWTRACE_TIMEWAIT_H
+
+#define MAX_DEPTH 16
+
+static __always_inline struct inet_timewait_sock *tw_of(struct timer_list *t)
+{
+	if (!tw_timer_handler_addr || (__u64)t->function != tw_timer_handler_addr)
+		return NULL;
+	return (void *)t - bpf_core_field_offset(struct inet_timewait_sock, tw_timer);
+}
+
+static __always_inline __u64 tw_netns(struct inet_timewait_sock *tw)
+{
+	return BPF_CORE_READ(tw, __tw_common.skc_net.net, net_cookie);
+}
+
+/*
+ * The minisock is reached from its timer, so the verifier knows no type for
+ * it: hence the probe reads.
+ */
+static __always_inline void tw_event(struct inet_timewait_sock *tw, __u64 netns, __u64 cookie,
+				     __u8 kind, __u8 cause)
+{
+	struct event *e = event_begin(kind);
+
+	if (!e)
+		return;
+	e->cookie = cookie;
+	e->netns = netns;
+	e->family = BPF_CORE_READ(tw, __tw_common.skc_family);
+	if (e->family == AF_INET6) {
+		BPF_CORE_READ_INTO(&e->local, tw, __tw_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
+		BPF_CORE_READ_INTO(&e->peer, tw, __tw_common.skc_v6_daddr.in6_u.u6_addr8);
+	} else {
+		BPF_CORE_READ_INTO((__u32 *)e->local, tw, __tw_common.skc_rcv_saddr);
+		BPF_CORE_READ_INTO((__u32 *)e->peer, tw, __tw_common.skc_daddr);
+	}
+	e->local_port = BPF_CORE_READ(tw, __tw_common.skc_num);
+	e->peer_port = bpf_ntohs(BPF_CORE_READ(tw, __tw_common.skc_dport));
+	e->substate = BPF_CORE_READ(tw, tw_substate);
+	e->old_state = kind == KIND_TW_END ? TCP_TIME_WAIT : 0;
+	e->new_state = kind == KIND_TW_END ? TCP_CLOSE : TCP_TIME_WAIT;
+	e->cause = cause;
+	event_end(e);
+}
+
+static __always_inline int handle_timer_start(struct timer_list *t)
+{
+	struct inet_timewait_sock *tw = tw_of(t);
+	struct scratch *s;
+	struct recent *r;
+	__u64 netns, cookie;
+
+	if (!tw)
+		return 0;
+	netns = tw_netns(tw);
+	if (!in_scope(netns))
+		return 0;
+	s = this_scratch();
+	if (s && s->rearming == (__u64)tw) {
+		/* __mod_timer() took it off one wheel slot and puts it on another. */
+		s->rearming = 0;
+		return 0;
+	}
+	cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
+	r = recent_of(cookie);
+	if (r)
+		r->tw_made = cookie;
+	tw_event(tw, netns, cookie, KIND_TW_ENTER, TW_NONE);
+	return 0;
+}
+
+/*
+ * What the function that holds this address means. Binary search over the
+ * table of user space; 0: not in the table.
+ */
+static __always_inline __u8 frame_cause(__u64 ip)
+{
+	__u32 lo = 0, hi = frame_count;
+
+	for (int i = 0; i < 6 && lo < hi; i++) {
+		__u32 mid = (lo + hi) / 2 & (MAX_FRAMES - 1);
+
+		if (ip < frames[mid].start)
+			hi = mid;
+		else if (ip >= frames[mid].end)
+			lo = mid + 1;
+		else
+			return frames[mid].cause;
+	}
+	return TW_NONE;
+}
+
+/*
+ * The nearest known frame decides: a timer softirq can sit on top of a task
+ * that is itself inside connect().
+ */
+static __always_inline __u8 cancel_cause(void *ctx)
+{
+	__u64 ips[MAX_DEPTH];
+	long n = bpf_get_stack(ctx, ips, sizeof(ips), 0);
+
+	for (int i = 0; i < MAX_DEPTH; i++) {
+		__u8 cause;
+
+		if (i * 8 >= n)
+			break;
+		cause = frame_cause(ips[i]);
+		if (cause)
+			return cause;
+	}
+	return TW_UNKNOWN;
+}
+
+static __always_inline int handle_timer_cancel(void *ctx, struct timer_list *t)
+{
+	struct inet_timewait_sock *tw = tw_of(t);
+	struct scratch *s;
+	struct recent *r;
+	__u64 netns, cookie;
+	__u8 cause;
+
+	if (!tw)
+		return 0;
+	netns = tw_netns(tw);
+	if (!in_scope(netns))
+		return 0;
+	cause = cancel_cause(ctx);
+	if (cause == TW_EXPIRED)
+		return 0; /* timer_expire_entry follows */
+	if (cause == TW_REARMED) {
+		s = this_scratch();
+		if (s)
+			s->rearming = (__u64)tw;
+		return 0;
+	}
+	cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
+	if (cause == TW_REPLACED_BY_SYN) {
+		/* tcp_v4_rcv() also ends it after answering data with RST (TCP_TW_RST). */
+		r = recent_of(cookie);
+		if (r && r->rst_sent == cookie)
+			cause = TW_KILLED_BY_RST;
+	}
+	tw_event(tw, netns, cookie, KIND_TW_END, cause);
+	return 0;
+}
+
+static __always_inline int handle_timer_expire(struct timer_list *t)
+{
+	struct inet_timewait_sock *tw = tw_of(t);
+	__u64 netns;
+
+	if (!tw)
+		return 0;
+	netns = tw_netns(tw);
+	if (!in_scope(netns))
+		return 0;
+	tw_event(tw, netns, BPF_CORE_READ(tw, __tw_common.skc_cookie.counter), KIND_TW_END,
+		 TW_EXPIRED);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,12 @@
+module github.com/twtrace/twtrace
+
+go 1.26.0
+
+require (
+	github.com/cilium/ebpf v0.22.0
+	golang.org/x/sys v0.49.0
+)
+
+require github.com/rogpeppe/go-internal v1.16.0 // indirect
+
+tool github.com/cilium/ebpf/cmd/bpf2go

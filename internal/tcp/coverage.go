@@ -1,0 +1,33 @@
+package tcp
+
+// Grade says how well this kernel lets a fact be seen.
+type Grade string
+
+// The grades.
+const (
+	Exact         Grade = "exact"
+	Inferred      Grade = "inferred"
+	NotObservable Grade = "not observable"
+)
+
+// Fact is something twtrace can tell about connections, as a recording and a
+// summary name it.
+type Fact string
+
+// The facts of the tracer.
+const (
+	FactState       Fact = "state"               // every state change of every socket
+	FactRstSent     Fact = "rst-sent"            // every RST this host sent
+	FactRstReason   Fact = "rst-reason"          // why it was sent
+	FactRstReceived Fact = "rst-received"        // every RST that ended or reset a full socket
+	FactTWEnter     Fact = "time-wait-enter"     // every TIME_WAIT minisock, and when it was made
+	FactTWEnd       Fact = "time-wait-end"       // every end of one, and when
+	FactTWCause     Fact = "time-wait-end-cause" // why it ended
+	FactTWOverflow  Fact = "time-wait-overflow"  // every TIME_WAIT that was skipped
+	FactConnectFail Fact = "connect-failure"     // connects that failed inside the kernel
+	FactListenDrop  Fact = "listen-drop"         // SYNs and ACKs that a listener dropped
+	FactCause       Fact = "failure-cause"       // why an attempt failed
+)
+
+// Coverage is how well each fact can be seen in a trace.
+type Coverage map[Fact]Grade

@@ -1,0 +1,170 @@
+package loadgen
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// Closer says which end closes a connection first.
+type Closer uint8
+
+// The ends that can close first. The one that does gets the TIME_WAIT.
+const (
+	ClientCloses Closer = iota
+	ServerCloses
+	BothClose // each end closes as soon as it has sent what it had to
+)
+
+var closerNames = [...]string{"client", "server", "both"}
+
+func (c Closer) String() string {
+	if int(c) < len(closerNames) {
+		return closerNames[c]
+	}
+	return fmt.Sprintf("closer-%d", uint8(c))
+}
+
+// ParseCloser reads client, server or both.
+func ParseCloser(name string) (Closer, error) {
+	for c, n := range closerNames {
+		if n == name {
+			return Closer(c), nil
+		}
+	}
+	return 0, fmt.Errorf("%q is none of client, server, both", name)
+}
+
+// MaxBytes is the largest request and reply, and MaxShards the largest number of
+// threads, that a plan may ask for.
+const (
+	MaxBytes  = 1 << 20
+	MaxShards = 1024
+)
+
+// NoLinger is the value of Plan.Linger that leaves SO_LINGER off.
+const NoLinger = time.Duration(-1)
+
+// DefaultTimeout is more than the 127 s that the kernel spends on retrying a SYN
+// (net.ipv4.tcp_syn_retries = 6), so that its own ETIMEDOUT is seen.
+const DefaultTimeout = 3 * time.Minute
+
+// Plan is a storm of short connections: Loops times, Connections connections at
+// once; each sends Bytes, receives the same Bytes back, and is closed.
+type Plan struct {
+	Target      netip.AddrPort
+	Loops       int // at least 1
+	Connections int // per loop, at least 1
+	// Concurrency is how many connections of a loop may be open at once; 0: all.
+	Concurrency int
+	Bytes       int // request and reply, 0 to 1 MiB; 0: connect and close
+	// Linger is SO_LINGER on the client's socket: NoLinger (the default of
+	// NewPlan) leaves it off; 0 is {1,0}, close by RST; whole seconds else, for
+	// which close() blocks its shard until the peer has acknowledged everything
+	// (sock_close ignores O_NONBLOCK here). It is not set where the server closes first.
+	Linger    time.Duration
+	ReusePort bool // SO_REUSEPORT before connect
+	ReuseAddr bool // SO_REUSEADDR before connect
+	Close     Closer
+	Interval  time.Duration // pause between loops
+	Hold      time.Duration // how long a connection stays open after the reply
+	// Timeout bounds an attempt's life from socket() to the reply (and the peer's
+	// close, where that is waited for), without its Hold; 0: DefaultTimeout.
+	Timeout time.Duration
+	// Shards is the number of client threads; 0: as many as the limit on open
+	// files asks for, at least one. There are never more than Concurrency.
+	Shards int
+	// Enter, if set, is called on every thread of the storm before it opens its
+	// first socket, for instance to join a network namespace. It runs on a
+	// locked OS thread that is thrown away at the end, and still sees all of the
+	// process's open files. Storms of several shards call it at the same time.
+	Enter func() error
+	// OnAttempts, if set, is given every attempt once, in batches, from one
+	// goroutine. The slice is reused after it returns.
+	OnAttempts func([]Attempt)
+	// OnLoop, if set, is called after each loop, when all its attempts have
+	// been given to OnAttempts, from the goroutine that called Storm.Run. The
+	// next loop starts when it returns.
+	OnLoop func(LoopResult)
+}
+
+// LoopResult is what one loop came to.
+type LoopResult struct {
+	Loop     int // from 1
+	Attempts int // started
+	Finished int
+	Failed   int
+	Duration time.Duration // from the first socket() to the last close()
+}
+
+// Result is what a storm came to.
+type Result struct {
+	Loops    []LoopResult
+	Stalls   uint64 // times a shard had to wait because OnAttempts was slow; no attempt is ever lost
+	Canceled bool   // the context ended before the last loop did; Loops then ends with the one cut short, if any
+}
+
+// NewPlan returns the classic storm at target: 10 loops of 10,000 connections,
+// 100 bytes each way, the client closes first.
+func NewPlan(target netip.AddrPort) Plan {
+	return Plan{Target: target, Loops: 10, Connections: 10000, Bytes: 100, Linger: NoLinger}
+}
+
+// Validate reports every problem of the plan at once.
+func (p *Plan) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !p.Target.IsValid() || p.Target.Port() == 0 {
+		bad("target %s is not an address and port", p.Target)
+	} else if err := validZone(p.Target.Addr()); err != nil {
+		errs = append(errs, err)
+	}
+	if p.Loops < 1 {
+		bad("loops must be at least 1, not %d", p.Loops)
+	}
+	if p.Connections < 1 {
+		bad("connections must be at least 1, not %d", p.Connections)
+	}
+	if p.Connections > 1<<31-1 || p.Loops > 1<<31-1 {
+		bad("loops and connections must be less than 2^31")
+	}
+	if p.Concurrency < 0 {
+		bad("concurrency must be at least 1 (or 0: all), not %d", p.Concurrency)
+	}
+	if p.Bytes < 0 || p.Bytes > MaxBytes {
+		bad("bytes must be 0 to %d, not %d", MaxBytes, p.Bytes)
+	}
+	if !validLinger(p.Linger) {
+		bad("linger must be whole seconds from 0 to 65535, not %s", p.Linger)
+	}
+	if p.Interval < 0 || p.Hold < 0 || p.Timeout < 0 {
+		bad("interval, hold and timeout must not be negative")
+	}
+	if p.Shards < 0 || p.Shards > MaxShards {
+		bad("shards must be 0 to %d, not %d", MaxShards, p.Shards)
+	}
+	if int(p.Close) >= len(closerNames) {
+		bad("close must be client, server or both")
+	}
+	return errors.Join(errs...)
+}
+
+// validLinger reports whether SO_LINGER can carry d: int seconds, of which the
+// kernel makes jiffies.
+func validLinger(d time.Duration) bool {
+	return d == NoLinger || d >= 0 && d%time.Second == 0 && d <= 65535*time.Second
+}
+
+// validZone accepts only numeric zones: a name would have to be looked up in
+// the network namespace that Enter joins.
+func validZone(a netip.Addr) error {
+	if a.Zone() == "" {
+		return nil
+	}
+	if _, err := strconv.ParseUint(a.Zone(), 10, 32); err != nil {
+		return fmt.Errorf("zone %q of %s must be an interface's index (ip link shows it)", a.Zone(), a)
+	}
+	return nil
+}

@@ -1,0 +1,53 @@
+package tracer
+
+import (
+	"fmt"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/twtrace/twtrace/bpf"
+	"github.com/twtrace/twtrace/internal/tcp"
+)
+
+const eventSize = int(unsafe.Sizeof(bpf.ProbesEvent{}))
+
+// decode turns a record of the ring into an Event without Seq. The record must
+// be aligned to 8 bytes, as the kernel writes it. It fails if the record is of another size.
+func decode(raw []byte, ev *Event) error {
+	if len(raw) != eventSize {
+		return fmt.Errorf("the kernel side sent a record of %d bytes, want %d", len(raw), eventSize)
+	}
+	w := (*bpf.ProbesEvent)(unsafe.Pointer(unsafe.SliceData(raw)))
+	*ev = Event{
+		MonoNS: int64(w.MonoNs),
+		Cookie: tcp.Cookie(w.Cookie),
+		NetNS:  NetNS(w.Netns),
+		Tuple: tcp.FourTuple{
+			Local: addrPort(w.Family, &w.Local, w.LocalPort),
+			Peer:  addrPort(w.Family, &w.Peer, w.PeerPort),
+		},
+		Reason:   w.Reason,
+		Kind:     Kind(w.Kind),
+		Old:      tcp.State(w.OldState),
+		New:      tcp.State(w.NewState),
+		Substate: tcp.State(w.Substate),
+		Cause:    tcp.Cause(w.Cause),
+		Flags:    tcp.Flags(w.Flags),
+		Errno:    tcp.Errno(w.Err),
+	}
+	return nil
+}
+
+// addrPort reads an address of the wire: IPv4 in the first four bytes. An IPv6
+// socket that speaks IPv4 has mapped addresses, which come out as IPv4.
+func addrPort(family uint8, b *[16]byte, port uint16) netip.AddrPort {
+	switch family {
+	case unix.AF_INET:
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[:4])), port)
+	case unix.AF_INET6:
+		return netip.AddrPortFrom(netip.AddrFrom16(*b).Unmap(), port)
+	}
+	return netip.AddrPortFrom(netip.Addr{}, port)
+}
