@@ -48,7 +48,8 @@ struct event {
 	__u64 netns;   /* network namespace cookie */
 	__u8 local[16]; /* network byte order; IPv4 in the first 4 bytes */
 	__u8 peer[16];
-	__u32 reason;	   /* enum sk_rst_reason of this kernel */
+	__u32 reason;	   /* of an RST: enum sk_rst_reason of this kernel */
+	__u32 ticks;	   /* of TW_ENTER: jiffies until the timer expires */
 	__u16 local_port;  /* host byte order */
 	__u16 peer_port;
 	__u16 err;	   /* sk_err */
@@ -59,7 +60,7 @@ struct event {
 	__u8 cause;	   /* enum tw_cause */
 	__u8 flags;	   /* enum event_flag */
 	__u8 family;	   /* AF_INET or AF_INET6 */
-	__u8 pad[7];
+	__u8 pad[3];
 };
 
 /* Counters of one CPU; user space sums them. */

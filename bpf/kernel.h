@@ -129,6 +129,7 @@ struct tcp_sock {
 };
 
 struct timer_list {
+	unsigned long expires; /* jiffies */
 	void (*function)(struct timer_list *);
 };
 

@@ -91,6 +91,16 @@ int BPF_PROG(rst_received_twin, struct sock *sk)
 	return handle_receive_reset(ctx, sk, true);
 }
 
+/*
+ * Run by user space, which knows the time between two calls, to learn how many
+ * jiffies a second has (CONFIG_HZ is not in BTF).
+ */
+SEC("syscall")
+int jiffies_now(void *ctx)
+{
+	return bpf_jiffies64();
+}
+
 /* Keeps the wire struct and its enums in the object's BTF for the ABI test. */
 struct event *unused_event __attribute__((unused));
 enum event_kind *unused_kind __attribute__((unused));

@@ -28,6 +28,7 @@ type ProbesEvent struct {
 	Local     [16]uint8
 	Peer      [16]uint8
 	Reason    uint32
+	Ticks     uint32
 	LocalPort uint16
 	PeerPort  uint16
 	Err       uint16
@@ -38,7 +39,7 @@ type ProbesEvent struct {
 	Cause     uint8
 	Flags     uint8
 	Family    uint8
-	Pad       [7]uint8
+	Pad       [3]uint8
 }
 
 type ProbesEventFlag uint32
@@ -104,6 +105,7 @@ const (
 	ProbesMapEvents             = "events"
 	ProbesMapRecents            = "recents"
 	ProbesMapScratches          = "scratches"
+	ProbesProgJiffiesNow        = "jiffies_now"
 	ProbesProgRstReceived       = "rst_received"
 	ProbesProgRstReceivedTwin   = "rst_received_twin"
 	ProbesProgRstSent           = "rst_sent"
@@ -168,6 +170,7 @@ type ProbesSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbesProgramSpecs struct {
+	JiffiesNow       *ebpf.ProgramSpec `ebpf:"jiffies_now"`
 	RstReceived      *ebpf.ProgramSpec `ebpf:"rst_received"`
 	RstReceivedTwin  *ebpf.ProgramSpec `ebpf:"rst_received_twin"`
 	RstSent          *ebpf.ProgramSpec `ebpf:"rst_sent"`
@@ -260,6 +263,7 @@ type ProbesVariables struct {
 //
 // It can be passed to LoadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbesPrograms struct {
+	JiffiesNow       *ebpf.Program `ebpf:"jiffies_now"`
 	RstReceived      *ebpf.Program `ebpf:"rst_received"`
 	RstReceivedTwin  *ebpf.Program `ebpf:"rst_received_twin"`
 	RstSent          *ebpf.Program `ebpf:"rst_sent"`
@@ -275,6 +279,7 @@ type ProbesPrograms struct {
 
 func (p *ProbesPrograms) Close() error {
 	return _ProbesClose(
+		p.JiffiesNow,
 		p.RstReceived,
 		p.RstReceivedTwin,
 		p.RstSent,

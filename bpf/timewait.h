@@ -27,7 +27,7 @@ static __always_inline __u64 tw_netns(struct inet_timewait_sock *tw)
  * it: hence the probe reads.
  */
 static __always_inline void tw_event(struct inet_timewait_sock *tw, __u64 netns, __u64 cookie,
-				     __u8 kind, __u8 cause)
+				     __u8 kind, __u8 cause, __u32 ticks)
 {
 	struct event *e = event_begin(kind);
 
@@ -49,6 +49,7 @@ static __always_inline void tw_event(struct inet_timewait_sock *tw, __u64 netns,
 	e->old_state = kind == KIND_TW_END ? TCP_TIME_WAIT : 0;
 	e->new_state = kind == KIND_TW_END ? TCP_CLOSE : TCP_TIME_WAIT;
 	e->cause = cause;
+	e->ticks = ticks;
 	event_end(e);
 }
 
@@ -74,7 +75,7 @@ static __always_inline int handle_timer_start(struct timer_list *t)
 	r = recent_of(cookie);
 	if (r)
 		r->tw_made = cookie;
-	tw_event(tw, netns, cookie, KIND_TW_ENTER, TW_NONE);
+	tw_event(tw, netns, cookie, KIND_TW_ENTER, TW_NONE, t->expires - bpf_jiffies64());
 	return 0;
 }
 
@@ -149,7 +150,7 @@ static __always_inline int handle_timer_cancel(void *ctx, struct timer_list *t)
 		if (r && r->rst_sent == cookie)
 			cause = TW_KILLED_BY_RST;
 	}
-	tw_event(tw, netns, cookie, KIND_TW_END, cause);
+	tw_event(tw, netns, cookie, KIND_TW_END, cause, 0);
 	return 0;
 }
 
@@ -164,7 +165,7 @@ static __always_inline int handle_timer_expire(struct timer_list *t)
 	if (!in_scope(netns))
 		return 0;
 	tw_event(tw, netns, BPF_CORE_READ(tw, __tw_common.skc_cookie.counter), KIND_TW_END,
-		 TW_EXPIRED);
+		 TW_EXPIRED, 0);
 	return 0;
 }
 

@@ -1,86 +1,38 @@
 package loadgen
 
-import (
-	"fmt"
+import "github.com/twtrace/twtrace/internal/tcp"
 
-	"github.com/twtrace/twtrace/internal/tcp"
+// The words of an attempt, shared with the packages that join it with the
+// kernel's events and read recordings.
+type (
+	// Cookie is the kernel's name for a socket (SO_COOKIE), the key on which an
+	// Attempt and the kernel's own events are joined.
+	Cookie = tcp.Cookie
+	// Errno is a Linux error number.
+	Errno = tcp.Errno
+	// Phase says in which step of its life an Attempt ended.
+	Phase = tcp.Phase
+	// Attempt is one connection as the program saw it.
+	Attempt = tcp.Attempt
+	// AttemptFlags qualify an Attempt.
+	AttemptFlags = tcp.AttemptFlags
 )
 
-// Cookie is the kernel's name for a socket (SO_COOKIE), the key on which an
-// Attempt and the kernel's own events are joined.
-type Cookie = tcp.Cookie
-
-// Errno is a Linux error number.
-type Errno = tcp.Errno
-
-// Phase says in which step of its life an Attempt ended.
-type Phase uint8
-
-// The phases, in the order of a connection's life. PhaseDone is that of an
-// attempt which finished.
+// The phases, in the order of a connection's life.
 const (
-	PhaseSocket  Phase = iota // socket(), setsockopt()
-	PhaseBind                 // bind()
-	PhaseConnect              // connect(), until the handshake is done
-	PhaseSend                 // sending the request
-	PhaseReceive              // waiting for the reply, or for the peer's close
-	PhaseClose                // held open (Plan.Hold), or close()
-	PhaseDone                 // everything was sent, received and closed
-	numPhases
+	PhaseSocket  = tcp.PhaseSocket
+	PhaseBind    = tcp.PhaseBind
+	PhaseConnect = tcp.PhaseConnect
+	PhaseSend    = tcp.PhaseSend
+	PhaseReceive = tcp.PhaseReceive
+	PhaseClose   = tcp.PhaseClose
+	PhaseDone    = tcp.PhaseDone
 )
 
-var phaseNames = [numPhases]string{"socket", "bind", "connect", "send", "receive", "close", "done"}
-
-func (p Phase) String() string {
-	if p < numPhases {
-		return phaseNames[p]
-	}
-	return fmt.Sprintf("phase-%d", uint8(p))
-}
-
-// Attempt is one connection as the program saw it: a fixed value without
-// pointers, so that a run of 10^8 costs the garbage collector nothing. Times
-// are CLOCK_MONOTONIC nanoseconds, the clock of the kernel's events; 0: the
-// attempt did not get that far.
-type Attempt struct {
-	Cookie    Cookie
-	Started   int64 // before socket()
-	// Connected is when the handshake was done, as seen by this program: connect()
-	// had returned, and the send that followed at once proved the socket
-	// established. It can precede the kernel's own event by the fraction of a
-	// microsecond between the two calls.
-	Connected int64
-	FirstByte int64 // the first byte of the reply was read
-	Closed    int64 // close() returned, or the attempt failed
-	Loop      uint32
-	Index     uint32 // within its loop
-	LocalPort uint16 // 0 where the kernel chose none, or the plan does not ask for it
-	Shard     uint16
-	Errno     Errno // 0: it finished
-	Phase     Phase // where it ended; PhaseDone if it finished
-	Flags     AttemptFlags
-}
-
-// AttemptFlags qualify an Attempt.
-type AttemptFlags uint8
-
+// The flags of an attempt.
 const (
-	// SelfConnected: the kernel chose the destination's own port as source port, and
-	// the socket was connected to itself; Phase is PhaseConnect and Errno EADDRINUSE,
-	// though connect() succeeded. Looked for only where it can happen: the target
-	// is an address of this host and its port is in ip_local_port_range.
-	SelfConnected AttemptFlags = 1 << iota
-	// OwnTimeout: Errno is ETIMEDOUT because Plan.Timeout ran out, not
-	// because the kernel said so.
-	OwnTimeout
-	// Cancelled: the run was stopped while the attempt was under way; Errno is ECANCELED.
-	Cancelled
-	// ShortReply: the peer closed before the whole reply came; Errno is EPROTO.
-	ShortReply
+	SelfConnected = tcp.SelfConnected
+	OwnTimeout    = tcp.OwnTimeout
+	Cancelled     = tcp.Cancelled
+	ShortReply    = tcp.ShortReply
 )
-
-// Failed reports whether the attempt did not finish.
-func (a *Attempt) Failed() bool { return a.Phase != PhaseDone }
-
-// ReachedConnect reports whether connect() was called on it.
-func (a *Attempt) ReachedConnect() bool { return a.Phase >= PhaseConnect }

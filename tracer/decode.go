@@ -29,6 +29,7 @@ func decode(raw []byte, ev *Event) error {
 			Peer:  addrPort(w.Family, &w.Peer, w.PeerPort),
 		},
 		Reason:   w.Reason,
+		Ticks:    w.Ticks,
 		Kind:     Kind(w.Kind),
 		Old:      tcp.State(w.OldState),
 		New:      tcp.State(w.NewState),

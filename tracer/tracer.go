@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +46,7 @@ type Tracer struct {
 	coll     *ebpf.Collection
 	chosen   []probe
 	coverage Coverage
+	reasons  map[uint32]string
 	ring     *ringbuf.Reader
 
 	mu      sync.Mutex // guards links, started, closed and final
@@ -56,11 +59,13 @@ type Tracer struct {
 	stop    sync.Once
 	stopErr error
 
+	firstTick tick // taken by Open; HZ takes the second
+
 	// What only Read touches.
 	rec     ringbuf.Record
 	seq     uint64
-	drained bool // the ring was empty: wait a tick before the next look
-	tick    *time.Ticker
+	drained bool // the ring was empty: wait before the next look
+	ticker  *time.Ticker
 	recent  recentStates
 
 	// What Read counts and Stats sums.
@@ -93,7 +98,7 @@ func Open(opts Options) (*Tracer, error) {
 		return nil, err
 	}
 
-	t := &Tracer{stopped: make(chan struct{})}
+	t := &Tracer{stopped: make(chan struct{}), reasons: rstReasons(kernel)}
 	syms, symErr := readSymbols()
 	if symErr != nil && !errors.Is(symErr, ErrNoKallsyms) {
 		return nil, symErr
@@ -117,6 +122,11 @@ func Open(opts Options) (*Tracer, error) {
 	if err != nil {
 		return nil, loadError(err)
 	}
+	t.firstTick, err = t.readTick()
+	if err != nil {
+		t.coll.Close()
+		return nil, loadError(err)
+	}
 	t.ring, err = ringbuf.NewReader(t.coll.Maps[bpf.ProbesMapEvents])
 	if err != nil {
 		t.coll.Close()
@@ -130,7 +140,7 @@ func Open(opts Options) (*Tracer, error) {
 
 // specialise writes the constants and leaves out the programs that were not chosen.
 func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []probe) error {
-	keep := make(map[string]bool)
+	keep := map[string]bool{bpf.ProbesProgJiffiesNow: true}
 	for _, p := range chosen {
 		keep[p.program] = true
 		if p.twin != "" {
@@ -169,6 +179,22 @@ func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []
 		}
 	}
 	return nil
+}
+
+// RstReasons returns this kernel's names for Event.Reason (enum sk_rst_reason,
+// Linux 6.10 and later), without their common prefix. They differ between
+// kernels. Empty where the kernel gives no reasons.
+func (t *Tracer) RstReasons() map[uint32]string { return t.reasons }
+
+func rstReasons(kernel *btf.Spec) map[uint32]string {
+	names := make(map[uint32]string)
+	var enum *btf.Enum
+	if err := kernel.TypeByName("sk_rst_reason", &enum); err == nil {
+		for _, v := range enum.Values {
+			names[uint32(v.Value)] = strings.TrimPrefix(v.Name, "SK_RST_REASON_")
+		}
+	}
+	return names
 }
 
 // loadError says in one line why the kernel refused; a verifier's log stays
@@ -298,8 +324,8 @@ func (t *Tracer) Close() error {
 		return err
 	}
 	t.closed = true
-	if t.tick != nil {
-		t.tick.Stop()
+	if t.ticker != nil {
+		t.ticker.Stop()
 	}
 	err = errors.Join(err, t.ring.Close())
 	t.coll.Close()
@@ -309,41 +335,39 @@ func (t *Tracer) Close() error {
 // Coverage says how well this kernel shows each fact.
 func (t *Tracer) Coverage() Coverage { return t.coverage }
 
-// Read fills events and returns how many it wrote, at least one. It waits for
-// the next tick of the drain, not for the next event, so that programs need
-// not wake it. It returns io.EOF when the trace has been stopped and the ring
-// is empty, and ctx's error when that ends first.
+// Read fills events and returns how many it wrote. It waits for the next tick of
+// the drain, 20 ms at most, not for the next event, so that programs need not
+// wake it; 0 means that nothing happened. A return of less than len(events)
+// means that every event which happened before the call has been handed over.
+// It returns io.EOF when the trace has been stopped and the ring is empty, and
+// ctx's error when that ends first.
 func (t *Tracer) Read(ctx context.Context, events []Event) (int, error) {
 	if len(events) == 0 {
 		return 0, errors.New("no room for events")
 	}
-	if t.tick == nil {
-		t.tick = time.NewTicker(drainInterval)
+	if t.ticker == nil {
+		t.ticker = time.NewTicker(drainInterval)
 	}
-	for {
-		stopped := false
-		select {
-		case <-t.stopped:
-			stopped = true
-		default:
-		}
-		if t.drained && !stopped {
+	stopped := false
+	select {
+	case <-t.stopped:
+		stopped = true
+	default:
+		if t.drained {
 			select {
 			case <-ctx.Done():
 				return 0, ctx.Err()
 			case <-t.stopped:
 				stopped = true
-			case <-t.tick.C:
+			case <-t.ticker.C:
 			}
 		}
-		n, err := t.drain(events)
-		if n > 0 || err != nil {
-			return n, err
-		}
-		if stopped {
-			return 0, io.EOF
-		}
 	}
+	n, err := t.drain(events)
+	if n == 0 && err == nil && stopped {
+		return 0, io.EOF
+	}
+	return n, err
 }
 
 // drain moves what is in the ring to events and returns how many there were.
@@ -449,6 +473,44 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 	}
 	s.SkippedRecursion -= min(foreign, s.SkippedRecursion)
 	return s, nil
+}
+
+// tick is a reading of both clocks.
+type tick struct {
+	jiffies uint32
+	at      time.Time
+}
+
+func (t *Tracer) readTick() (tick, error) {
+	jiffies, err := t.coll.Programs[bpf.ProbesProgJiffiesNow].Run(&ebpf.RunOptions{})
+	if err != nil {
+		return tick{}, fmt.Errorf("read the kernel's jiffies: %w", err)
+	}
+	return tick{jiffies, time.Now()}, nil
+}
+
+// HZ returns the number of jiffies a second (CONFIG_HZ), the unit of
+// Event.Ticks, measured over the time since Open, of which it waits for a tenth
+// of a second at least.
+func (t *Tracer) HZ() (int, error) {
+	time.Sleep(time.Until(t.firstTick.at.Add(100 * time.Millisecond)))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return 0, errors.New("the trace is closed")
+	}
+	now, err := t.readTick()
+	if err != nil {
+		return 0, err
+	}
+	measured := float64(now.jiffies-t.firstTick.jiffies) / now.at.Sub(t.firstTick.at).Seconds()
+	best := 0
+	for _, hz := range []int{100, 250, 300, 1000} { // kernel/Kconfig.hz
+		if best == 0 || math.Abs(float64(hz)-measured) < math.Abs(float64(best)-measured) {
+			best = hz
+		}
+	}
+	return best, nil
 }
 
 // recentStates remembers the last state changes, so as to drop one that main

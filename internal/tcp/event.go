@@ -104,7 +104,10 @@ type Event struct {
 	// Reason is the kernel's number for why an RST was sent (enum
 	// sk_rst_reason, Linux 6.10 and later; differs between kernels; 0 where
 	// the kernel gives none).
-	Reason   uint32
+	Reason uint32
+	// Ticks is, for tw-enter, for how long the minisock's timer was set, in
+	// jiffies of this kernel (Tracer.HZ a second).
+	Ticks    uint32
 	Kind     Kind
 	Old, New State
 	// Substate is, for TIME_WAIT events, what the minisock stands for:

@@ -1,0 +1,19 @@
+// Command twtrace records the end of TCP connections: it runs a storm of short
+// ones, or watches others', and says why each that failed did so.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	// The first signal ends the run with a report; after that a second one ends
+	// the process, which takes everything it made along.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	os.Exit(Main(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}

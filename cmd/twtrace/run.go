@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/report"
+	"github.com/twtrace/twtrace/internal/run"
+	"github.com/twtrace/twtrace/loadgen"
+)
+
+// runFlags are the flags of `twtrace run` as given.
+type runFlags struct {
+	plan    loadgen.Plan
+	linger  string
+	close   *choice
+	net     *choice
+	output  *choice
+	color   *choice
+	ipv6    bool
+	target  string
+	allow   string
+	backlog int
+	watch   time.Duration
+	noTrace bool
+	strict  bool
+	sysctls []string
+	short   [len(shortForms)]string
+}
+
+// shortForms are flags of their own for the settings that the experiments turn.
+var shortForms = [...]struct{ flag, value, key, help string }{
+	{"tw-reuse", "0|1|2", report.SysctlReuse, "tcp_tw_reuse: may connect() take the port of a TIME_WAIT"},
+	{"port-range", "LO-HI", report.SysctlPortRange, "ip_local_port_range: the ports connect() chooses from"},
+	{"max-tw-buckets", "N", report.SysctlBuckets, "tcp_max_tw_buckets: how many TIME_WAITs there may be"},
+	{"fin-timeout", "SECONDS", report.SysctlFin, "tcp_fin_timeout: how long FIN_WAIT2 may last"},
+	{"timestamps", "0|1", report.SysctlStamps, "tcp_timestamps"},
+	{"syncookies", "0|1", report.SysctlCookies, "tcp_syncookies"},
+}
+
+func (a *app) runCommand() *cobra.Command {
+	f := &runFlags{
+		plan:   loadgen.NewPlan(netip.AddrPort{}),
+		close:  newChoice("client", "client", "server", "both"),
+		net:    newChoice("pair", "pair", "loopback", "host"),
+		output: newChoice("text", "text", "json"),
+		color:  newChoice("auto", "auto", "always", "never"),
+	}
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run a storm of short connections, trace it, and say why what failed did so",
+		Long: "run opens --connections connections at once, --loops times; each sends --bytes, receives as many\n" +
+			"back, and closes. The kernel's side of each is traced and joined to it by socket cookie.\n\n" +
+			"Client and server are in two fresh network namespaces unless --net says otherwise: nothing of\n" +
+			"this host is changed, and nothing is left behind.",
+		Example: "  sudo twtrace run                     # the classic failure: TIME_WAIT takes the ports\n" +
+			"  sudo twtrace run --linger            # close by RST: no TIME_WAIT\n" +
+			"  sudo twtrace run --tw-reuse 1        # reuse TIME_WAIT\n" +
+			"  sudo twtrace run --loops 1 --connections 100 --linger-watch 65s   # see them expire",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.run(cmd.Context(), f) },
+	}
+	fl := cmd.Flags()
+	fl.SortFlags = false
+	fl.IntVar(&f.plan.Loops, "loops", f.plan.Loops, "how many times")
+	fl.IntVar(&f.plan.Connections, "connections", f.plan.Connections, "connections a loop, all at once")
+	fl.IntVar(&f.plan.Concurrency, "concurrency", 0, "how many are in flight at once (default: all of a loop)")
+	fl.IntVar(&f.plan.Bytes, "bytes", f.plan.Bytes, "bytes each way")
+	fl.StringVar(&f.linger, "linger", "", "SO_LINGER {1,SECONDS}; without a value {1,0}: close by RST")
+	fl.Lookup("linger").NoOptDefVal = "0"
+	fl.BoolVar(&f.plan.ReusePort, "reuseport", false, "SO_REUSEPORT on the client's sockets")
+	fl.BoolVar(&f.plan.ReuseAddr, "reuseaddr", false, "SO_REUSEADDR on the client's sockets")
+	fl.Var(f.close, "close", "who closes first, and so gets the TIME_WAIT")
+	fl.DurationVar(&f.plan.Interval, "interval", 0, "pause between loops")
+	fl.DurationVar(&f.plan.Hold, "hold", 0, "keep each connection open after the reply")
+	fl.DurationVar(&f.plan.Timeout, "timeout", 0, "give an attempt up after this time (default: three minutes)")
+	fl.IntVar(&f.backlog, "backlog", loadgen.DefaultBacklog, "the server's listen backlog")
+	fl.Var(f.net, "net", "two fresh namespaces joined by veth, one with its loopback, or this host's own")
+	fl.BoolVarP(&f.ipv6, "ipv6", "6", false, "IPv6")
+	fl.StringVar(&f.target, "target", "", "`HOST:PORT` of a server started elsewhere (twtrace serve); implies --net host")
+	fl.StringVar(&f.allow, "yes-i-may-load", "", "`HOST` that is not of this machine and may be loaded: the host of --target, once more")
+	fl.StringArrayVar(&f.sysctls, "sysctl", nil, "`KEY=VALUE` set in the fresh namespaces (repeatable)")
+	for i, s := range shortForms {
+		fl.StringVar(&f.short[i], s.flag, "", "`"+s.value+"` "+s.help)
+	}
+	fl.DurationVar(&f.watch, "linger-watch", 0, "go on tracing after the storm (65s sees TIME_WAITs expire)")
+	fl.BoolVar(&f.noTrace, "no-trace", false, "the storm alone; needs no root with --net host")
+	fl.BoolVar(&f.strict, "strict", false, "exit 3 if anything was lost or not observable")
+	fl.VarP(f.output, "output", "o", "form of the result")
+	fl.Var(f.color, "color", "colour in text output")
+	return cmd
+}
+
+// noArgs is cobra.NoArgs with the exit code of wrong usage.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no argument, but got %q: see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
+func (a *app) run(ctx context.Context, f *runFlags) error {
+	opts, err := f.options(ctx)
+	if err != nil {
+		return err
+	}
+	a.warn(f, &opts)
+	text := report.NewText(a.stdout, useColor(f.color.value, a.stdout))
+	isText := f.output.value == "text"
+	if isText {
+		// Lines are written as loops end; a write that fails is met again,
+		// and reported, by the last part.
+		opts.OnStart = func(s *report.Summary) { _ = text.Header(s) }
+		opts.OnLoop = func(l report.Loop) { _ = text.Loop(l) }
+	}
+	summary, err := run.Run(ctx, opts)
+	if err != nil {
+		return err
+	}
+	if isText {
+		err = text.Rest(summary)
+	} else {
+		err = summary.WriteJSON(a.stdout)
+	}
+	if err != nil {
+		return err
+	}
+	if opts.Trace && summary.Incomplete(f.strict) || f.strict && !opts.Trace {
+		return errIncomplete
+	}
+	return nil
+}
+
+// options turns flags into what package run takes, or says what is wrong with them.
+func (f *runFlags) options(ctx context.Context) (run.Options, error) {
+	opts := run.Options{
+		Version: version(), Plan: f.plan, Backlog: f.backlog, Watch: f.watch, Trace: !f.noTrace,
+	}
+	var err error
+	if opts.Plan.Close, err = loadgen.ParseCloser(f.close.value); err != nil {
+		return opts, usageError{err}
+	}
+	if opts.Net.Kind, err = netlab.ParseKind(f.net.value); err != nil {
+		return opts, usageError{err}
+	}
+	opts.Net.IPv6 = f.ipv6
+	if f.linger != "" {
+		seconds, err := strconv.ParseUint(f.linger, 10, 16)
+		if err != nil {
+			return opts, usagef("--linger=%s: want whole seconds from 0 to 65535", f.linger)
+		}
+		opts.Plan.Linger = time.Duration(seconds) * time.Second
+	}
+	if f.backlog < 1 || f.watch < 0 {
+		return opts, usagef("--backlog must be at least 1 and --linger-watch not negative")
+	}
+	if f.target != "" {
+		if f.net.value == "loopback" || len(f.sysctls) > 0 {
+			return opts, usagef("--target is a server outside the namespaces that a run makes: leave --net and --sysctl out")
+		}
+		opts.Net.Kind = netlab.Host
+		if opts.Target, err = f.resolveTarget(ctx); err != nil {
+			return opts, err
+		}
+		opts.Net.IPv6 = opts.Target.Addr().Is6()
+	}
+	if err := f.settings(&opts); err != nil {
+		return opts, err
+	}
+	if err := opts.Net.Validate(); err != nil {
+		return opts, usageError{err}
+	}
+	check := opts.Plan
+	check.Target = netip.AddrPortFrom(netip.IPv4Unspecified(), 1) // chosen later
+	if err := check.Validate(); err != nil {
+		return opts, usageError{err}
+	}
+	return opts, nil
+}
+
+// settings collects --sysctl and its short forms.
+func (f *runFlags) settings(opts *run.Options) error {
+	for _, text := range f.sysctls {
+		s, err := netlab.ParseSysctl(text)
+		if err != nil {
+			return usagef("--sysctl %s: %w", text, err)
+		}
+		opts.Net.Sysctls = append(opts.Net.Sysctls, s)
+	}
+	for i, form := range shortForms {
+		value := f.short[i]
+		if value == "" {
+			continue
+		}
+		if form.key == report.SysctlPortRange {
+			lo, hi, err := parsePorts(value)
+			if err != nil {
+				return usagef("--%s %s: %w", form.flag, value, err)
+			}
+			value = fmt.Sprintf("%d %d", lo, hi)
+		} else if _, err := strconv.ParseUint(value, 10, 31); err != nil {
+			return usagef("--%s %s: want a number", form.flag, value)
+		}
+		opts.Net.Sysctls = append(opts.Net.Sysctls, netlab.Sysctl{Key: form.key, Value: value})
+	}
+	return nil
+}
+
+// parsePorts reads LO-HI. The kernel takes no range that begins below
+// ip_unprivileged_port_start (1024 unless set), nor an empty one.
+func parsePorts(text string) (lo, hi int, err error) {
+	a, b, ok := strings.Cut(text, "-")
+	lo, errLo := strconv.Atoi(a)
+	hi, errHi := strconv.Atoi(b)
+	switch {
+	case !ok || errLo != nil || errHi != nil:
+		return 0, 0, fmt.Errorf("want LO-HI, for instance 32768-60999")
+	case lo < 1024 || hi > 65535:
+		return 0, 0, fmt.Errorf("ports must be from 1024 to 65535")
+	case lo > hi:
+		return 0, 0, fmt.Errorf("no port is left: want LO-HI with LO not above HI")
+	}
+	return lo, hi, nil
+}
+
+// resolveTarget looks the target up, and asks for consent to load it unless it
+// is this machine's loopback.
+func (f *runFlags) resolveTarget(ctx context.Context) (netip.AddrPort, error) {
+	host, port, err := net.SplitHostPort(f.target)
+	if err != nil {
+		return netip.AddrPort{}, usagef("--target %s: want HOST:PORT", f.target)
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || number == 0 {
+		return netip.AddrPort{}, usagef("--target %s: want a port from 1 to 65535", f.target)
+	}
+	network := "ip4"
+	if f.ipv6 || strings.Contains(host, ":") {
+		network = "ip6"
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, network, host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("--target %s: %w: check the name, or give an address", f.target, err)
+	}
+	addr := addrs[0].Unmap()
+	if !addr.IsLoopback() && f.allow != host {
+		return netip.AddrPort{}, usagef("--target %s is not of this machine: if you may load it, say so with `--yes-i-may-load %s`", f.target, host)
+	}
+	return netip.AddrPortFrom(addr, uint16(number)), nil
+}
+
+// warn says what is allowed and yet probably not meant.
+func (a *app) warn(f *runFlags, opts *run.Options) {
+	for _, s := range opts.Net.Sysctls {
+		var lo, hi int
+		if s.Key != report.SysctlPortRange {
+			continue
+		}
+		if n, _ := fmt.Sscan(s.Value, &lo, &hi); n == 2 && hi-lo+1 < opts.Plan.Connections {
+			a.log.Warn("the port range is smaller than one loop: connects will fail; widen --port-range or lower --connections",
+				"ports", hi-lo+1, "connections", opts.Plan.Connections)
+		}
+	}
+}

@@ -1,0 +1,248 @@
+package report
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/timeline"
+	"github.com/twtrace/twtrace/internal/verdict"
+)
+
+// maxEvents is how many event numbers a failure shows, and maxConnect the
+// longest connect time that is told apart, in microseconds: ten minutes.
+const (
+	maxEvents  = 64
+	maxConnect = int64(10 * time.Minute / time.Microsecond)
+)
+
+// Builder adds up a Summary while the run goes on. Its methods may be called
+// from several goroutines.
+type Builder struct {
+	mu      sync.Mutex
+	started int64 // CLOCK_MONOTONIC ns of the run's start
+	traced  bool
+
+	loops    []Loop
+	loop     *hdrhistogram.Histogram // of the loop under way
+	all      *hdrhistogram.Histogram
+	errors   map[string]int
+	failed   map[failureKey]*failure
+	joined   Joined
+	connects int // attempts whose connect() succeeded
+
+	expired []float64 // seconds; of TIME_WAITs that expired
+}
+
+type failureKey struct {
+	errno   tcp.Errno
+	phase   tcp.Phase
+	verdict verdict.Verdict
+}
+
+// failure is a group under way.
+type failure struct {
+	count       int
+	withEvents  int
+	first, last timeline.Timeline
+	events      []uint64
+}
+
+// NewBuilder returns an empty Builder for a run that started at monoNS.
+func NewBuilder(monoNS int64, traced bool) *Builder {
+	return &Builder{
+		started: monoNS,
+		traced:  traced,
+		loop:    hdrhistogram.New(1, maxConnect, 3),
+		all:     hdrhistogram.New(1, maxConnect, 3),
+		errors:  make(map[string]int),
+		failed:  make(map[failureKey]*failure),
+	}
+}
+
+// Attempts takes attempts of the loop under way.
+func (b *Builder) Attempts(attempts []tcp.Attempt) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range attempts {
+		a := &attempts[i]
+		if a.Connected > 0 {
+			us := min((a.Connected-a.Started)/1000, maxConnect)
+			_ = b.loop.RecordValue(us) // can't fail: us is within the range
+			b.connects++
+		}
+		if a.Failed() {
+			b.errors[a.Errno.String()]++
+		}
+	}
+}
+
+// LoopDone closes a loop: all its attempts have been given.
+func (b *Builder) LoopDone(loop, attempts, finished, failed int, took time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.loops = append(b.loops, Loop{
+		Loop: loop, Attempts: attempts, Finished: finished, Failed: failed,
+		Seconds: took.Seconds(), Errors: b.errors, ConnectUS: quantiles(b.loop),
+	})
+	b.all.Merge(b.loop)
+	b.loop.Reset()
+	b.errors = make(map[string]int)
+}
+
+// Mark notes how things stood as a loop ended and returns the loop, or false if
+// it is not known.
+func (b *Builder) Mark(m timeline.Mark) (Loop, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.loops {
+		if l := &b.loops[i]; l.Loop == m.Loop {
+			l.TimeWaitNow, l.PortsInUse = &m.TimeWait, &m.Ports
+			return *l, true
+		}
+	}
+	return Loop{}, false
+}
+
+// SetTimeWait notes the TIME_WAITs as a loop ended, in a run without a trace.
+func (b *Builder) SetTimeWait(loop, n int) (Loop, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.loops {
+		if l := &b.loops[i]; l.Loop == loop {
+			l.TimeWaitNow = &n
+			return *l, true
+		}
+	}
+	return Loop{}, false
+}
+
+// LastLoop returns the loop that was closed last.
+func (b *Builder) LastLoop() (Loop, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.loops) == 0 {
+		return Loop{}, false
+	}
+	return b.loops[len(b.loops)-1], true
+}
+
+// Timeline takes an attempt that is complete.
+func (b *Builder) Timeline(t *timeline.Timeline) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t.Attempt.ReachedConnect() {
+		b.joined.Attempts++
+		if t.Joined {
+			b.joined.ByCookie++
+		}
+	}
+	if !t.Attempt.Failed() {
+		return
+	}
+	key := failureKey{t.Attempt.Errno, t.Attempt.Phase, verdict.Of(t, b.traced)}
+	f := b.failed[key]
+	if f == nil {
+		f = &failure{first: *t}
+		b.failed[key] = f
+	}
+	f.count++
+	// Attempts are complete in no particular order.
+	if t.Attempt.Closed < f.first.Attempt.Closed {
+		f.first = *t
+	}
+	if t.Attempt.Closed >= f.last.Attempt.Closed {
+		f.last = *t
+	}
+	if t.Joined {
+		f.withEvents++
+	}
+	for _, s := range t.Events() {
+		if len(f.events) < maxEvents {
+			f.events = append(f.events, s.Seq)
+		}
+	}
+}
+
+// Lifetime takes the end of a TIME_WAIT.
+func (b *Builder) Lifetime(l timeline.Lifetime) {
+	if l.Cause != tcp.CauseExpired {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.expired = append(b.expired, float64(l.NS)/1e9)
+}
+
+// Fill writes what was added up into a summary whose Options, Net, Target,
+// Sysctls and Coverage are set; they decide about the advice.
+func (b *Builder) Fill(s *Summary) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.Schema = Schema
+	s.Loops = b.loops
+	if s.Loops == nil {
+		s.Loops = []Loop{}
+	}
+	s.Totals = Totals{Errors: make(map[string]int), ConnectUS: quantiles(b.all)}
+	for _, l := range b.loops {
+		s.Totals.Attempts += l.Attempts
+		s.Totals.Finished += l.Finished
+		s.Totals.Failed += l.Failed
+		s.Totals.Seconds += l.Seconds
+		for e, n := range l.Errors {
+			s.Totals.Errors[e] += n
+		}
+	}
+	if s.Totals.Seconds > 0 {
+		s.Totals.PerSecond = float64(s.Totals.Finished) / s.Totals.Seconds
+	}
+	if s.Server != nil {
+		s.Server.NeverAccepted = max(0, b.connects-s.Server.Accepted)
+	}
+	s.Joined = b.joined
+	s.TimeWait.ExpiredSeconds = lengths(b.expired)
+
+	s.Failures = []Failure{}
+	s.Unexplained = 0
+	for key, f := range b.failed {
+		if key.verdict.Cause == verdict.Unexplained {
+			s.Unexplained += f.count
+		}
+		s.Failures = append(s.Failures, Failure{
+			Errno: key.errno.String(), Phase: key.phase.String(), Cause: key.verdict.Cause, Count: f.count,
+			Evidence: f.evidence(s, key.verdict, b.started),
+			Events:   append([]uint64{}, f.events...),
+			Advice:   advice(s, key.verdict.Cause),
+		})
+	}
+	slices.SortFunc(s.Failures, func(a, b Failure) int {
+		if a.Count != b.Count {
+			return b.Count - a.Count
+		}
+		return slices.Compare([]string{a.Errno, a.Phase}, []string{b.Errno, b.Phase})
+	})
+}
+
+func quantiles(h *hdrhistogram.Histogram) Quantiles {
+	if h.TotalCount() == 0 {
+		return Quantiles{}
+	}
+	return Quantiles{
+		P50: h.ValueAtQuantile(50), P90: h.ValueAtQuantile(90), P99: h.ValueAtQuantile(99),
+		P999: h.ValueAtQuantile(99.9), Max: h.Max(),
+	}
+}
+
+func lengths(seconds []float64) *Lengths {
+	if len(seconds) == 0 {
+		return nil
+	}
+	slices.Sort(seconds)
+	return &Lengths{
+		Count: len(seconds), Min: seconds[0], P50: seconds[len(seconds)/2], Max: seconds[len(seconds)-1],
+	}
+}

@@ -1,0 +1,218 @@
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/verdict"
+)
+
+// Schema names the JSON form of a Summary.
+const Schema = "twtrace.summary/1"
+
+// Summary is what a run came to.
+type Summary struct {
+	Schema   string            `json:"schema"`
+	Version  string            `json:"version"`
+	Kernel   string            `json:"kernel"`
+	Started  time.Time         `json:"started"`
+	Net      string            `json:"net"`
+	Target   string            `json:"target"`
+	Options  Options           `json:"options"`
+	Sysctls  map[string]string `json:"sysctls"`
+	Coverage tcp.Coverage      `json:"coverage"`
+	// Interrupted: the run was stopped before it was done; the numbers are of
+	// what was done.
+	Interrupted bool         `json:"interrupted"`
+	Loops       []Loop       `json:"loops"`
+	Totals      Totals       `json:"totals"`
+	Server      *Server      `json:"server"` // null: a server started elsewhere
+	TimeWait    TimeWait     `json:"time_wait"`
+	Resets      Resets       `json:"resets"`
+	Failures    []Failure    `json:"failures"`
+	Unexplained int          `json:"unexplained"`
+	Joined      Joined       `json:"joined"`
+	Events      Events       `json:"events"`
+	CrossCheck  []CrossCheck `json:"cross_check"`
+	// Notes explain what a reader would wonder about, a sentence each.
+	Notes []string `json:"notes"`
+}
+
+// Options is what the run was asked for.
+type Options struct {
+	Loops       int      `json:"loops"`
+	Connections int      `json:"connections"`
+	Concurrency int      `json:"concurrency"`
+	Bytes       int      `json:"bytes"`
+	Linger      *float64 `json:"linger"` // seconds; null: off
+	ReusePort   bool     `json:"reuseport"`
+	ReuseAddr   bool     `json:"reuseaddr"`
+	Close       string   `json:"close"`
+	Backlog     int      `json:"backlog"`
+	IntervalS   float64  `json:"interval_seconds"`
+	HoldS       float64  `json:"hold_seconds"`
+	WatchS      float64  `json:"linger_watch_seconds"`
+	IPv6        bool     `json:"ipv6"`
+	Trace       bool     `json:"trace"`
+}
+
+// Loop is one loop of the storm.
+type Loop struct {
+	Loop      int            `json:"loop"`
+	Attempts  int            `json:"attempts"`
+	Finished  int            `json:"finished"`
+	Failed    int            `json:"failed"`
+	Seconds   float64        `json:"seconds"`
+	Errors    map[string]int `json:"errors"`
+	ConnectUS Quantiles      `json:"connect_us"`
+	// TimeWaitNow and PortsInUse are as the loop ended; null: not observable
+	// in a run without a trace.
+	TimeWaitNow *int `json:"time_wait_now"`
+	PortsInUse  *int `json:"ports_in_use"`
+}
+
+// Quantiles of a time, in microseconds, of the attempts that got that far.
+type Quantiles struct {
+	P50  int64 `json:"p50"`
+	P90  int64 `json:"p90"`
+	P99  int64 `json:"p99"`
+	P999 int64 `json:"p999"`
+	Max  int64 `json:"max"`
+}
+
+// Totals is all loops together. Seconds is the sum of the loops', without the
+// pauses between them.
+type Totals struct {
+	Attempts  int            `json:"attempts"`
+	Finished  int            `json:"finished"`
+	Failed    int            `json:"failed"`
+	Seconds   float64        `json:"seconds"`
+	PerSecond float64        `json:"per_second"` // finished a second
+	Errors    map[string]int `json:"errors"`
+	ConnectUS Quantiles      `json:"connect_us"`
+}
+
+// Server is the server's own account. NeverAccepted is the attempts whose
+// connect() succeeded, less the connections that accept() returned.
+type Server struct {
+	Accepted      int `json:"accepted"`
+	Closed        int `json:"closed"`
+	NeverAccepted int `json:"never_accepted"`
+}
+
+// TimeWait is the account of TIME_WAIT minisocks, all namespaces of the run
+// together. Now is what was left at the end of the trace.
+type TimeWait struct {
+	Entered         int `json:"entered"`
+	FinWait2        int `json:"fin_wait2_minisocks"` // of Entered: made to wait for the peer's FIN
+	Expired         int `json:"expired"`
+	ReusedByConnect int `json:"reused_by_connect"`
+	ReplacedBySyn   int `json:"replaced_by_syn"`
+	KilledByRst     int `json:"killed_by_rst"`
+	Purged          int `json:"purged"`
+	Destroyed       int `json:"destroyed"`
+	UnknownEnd      int `json:"unknown_end"`
+	Overflowed      int `json:"overflowed"`
+	Now             int `json:"now"`
+	// ExpiredSeconds is how long those lasted that expired.
+	ExpiredSeconds *Lengths `json:"expired_seconds,omitempty"`
+	// Sides has the same of each namespace: who closed first holds the TIME_WAIT.
+	Sides map[string]SideTimeWait `json:"sides"`
+}
+
+// SideTimeWait is a namespace's share.
+type SideTimeWait struct {
+	Entered    int `json:"entered"`
+	Overflowed int `json:"overflowed"`
+}
+
+// Lengths of TIME_WAITs, in seconds.
+type Lengths struct {
+	Count int     `json:"count"`
+	Min   float64 `json:"min"`
+	P50   float64 `json:"p50"`
+	Max   float64 `json:"max"`
+}
+
+// Resets counts RST segments, all namespaces together.
+type Resets struct {
+	Sent     int            `json:"sent"`
+	Received int            `json:"received"` // by full sockets
+	Reasons  map[string]int `json:"reasons"`  // why sent, in this kernel's words
+}
+
+// Failure is a group of attempts that failed in the same way.
+type Failure struct {
+	Errno    string         `json:"errno"`
+	Phase    string         `json:"phase"`
+	Cause    verdict.Cause  `json:"cause"`
+	Count    int            `json:"count"`
+	Evidence map[string]any `json:"evidence"`
+	// Events are the kernel's events of the first attempts of the group.
+	Events []uint64 `json:"events"`
+	Advice []string `json:"advice"`
+}
+
+// Joined says how many of the attempts that called connect() were found among
+// the kernel's events.
+type Joined struct {
+	Attempts int `json:"attempts"`
+	ByCookie int `json:"by_cookie"`
+	ByTuple  int `json:"by_tuple"`
+}
+
+// Events is the account of the trace: seen = recorded + lost_ring +
+// skipped_recursion. Rescued of the skipped were recorded by a second program.
+type Events struct {
+	Seen             uint64            `json:"seen"`
+	Recorded         uint64            `json:"recorded"`
+	LostRing         uint64            `json:"lost_ring"`
+	SkippedRecursion uint64            `json:"skipped_recursion"`
+	Rescued          uint64            `json:"rescued"`
+	ByKind           map[string]uint64 `json:"by_kind"`
+}
+
+// Lost is how many events are missing.
+func (e *Events) Lost() uint64 {
+	return e.LostRing + e.SkippedRecursion - min(e.Rescued, e.SkippedRecursion)
+}
+
+// CrossCheck compares one of the kernel's own counters with what was traced.
+type CrossCheck struct {
+	Side    string `json:"side"` // client, server, or both where they share a namespace
+	Counter string `json:"counter"`
+	Kernel  uint64 `json:"kernel"`
+	Twtrace uint64 `json:"twtrace"`
+	Agrees  bool   `json:"agrees"`
+}
+
+// Incomplete reports whether events were lost or, if strict, a fact could not
+// be observed.
+func (s *Summary) Incomplete(strict bool) bool {
+	if s.Events.Lost() > 0 {
+		return true
+	}
+	if !strict {
+		return false
+	}
+	for _, grade := range s.Coverage {
+		if grade == tcp.NotObservable {
+			return true
+		}
+	}
+	return false
+}
+
+// WriteJSON writes the summary as one document.
+func (s *Summary) WriteJSON(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil {
+		return fmt.Errorf("write summary: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,303 @@
+package report
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/verdict"
+)
+
+// Text writes a summary for people. Header and Loop write its first parts by
+// themselves, for a run that is still going on; Rest writes what follows.
+type Text struct {
+	w     *bufio.Writer
+	color bool
+}
+
+// NewText returns a Text that writes to w, in colour if asked to.
+func NewText(w io.Writer, color bool) *Text {
+	return &Text{w: bufio.NewWriter(w), color: color}
+}
+
+// Write writes the whole summary.
+func (t *Text) Write(s *Summary) error {
+	if err := t.Header(s); err != nil {
+		return err
+	}
+	for _, l := range s.Loops {
+		if err := t.Loop(l); err != nil {
+			return err
+		}
+	}
+	return t.Rest(s)
+}
+
+// Header writes what the run is, from the summary's options alone.
+func (t *Text) Header(s *Summary) error {
+	o := s.Options
+	linger := "off"
+	if o.Linger != nil {
+		linger = fmt.Sprintf("{1,%g}", *o.Linger)
+	}
+	flags := ""
+	if o.ReusePort {
+		flags += ", SO_REUSEPORT"
+	}
+	if o.ReuseAddr {
+		flags += ", SO_REUSEADDR"
+	}
+	t.line("%d × %d connections of %d bytes to %s (net %s), %s closes first, SO_LINGER %s%s",
+		o.Loops, o.Connections, o.Bytes, s.Target, s.Net, o.Close, linger, flags)
+	t.line("Linux %s%s", s.Kernel, t.sysctls(s))
+	t.line("")
+	t.line("%s", t.bold(fmt.Sprintf("%4s %9s %8s %9s %12s %12s %10s %9s",
+		"LOOP", "FINISHED", "FAILED", "SECONDS", "CONNECT p50", "p99 (ms)", "TIME_WAIT", "PORTS")))
+	return t.flush()
+}
+
+func (t *Text) sysctls(s *Summary) string {
+	var b strings.Builder
+	if lo, hi, ports, ok := portRange(s); ok {
+		fmt.Fprintf(&b, ", ports %d-%d (%d)", lo, hi, ports)
+	}
+	for _, key := range []string{SysctlReuse, SysctlStamps, SysctlBuckets, SysctlFin} {
+		if v := s.Sysctls[key]; v != "" {
+			fmt.Fprintf(&b, ", %s %s", key[strings.LastIndexByte(key, '.')+1:], v)
+		}
+	}
+	return b.String()
+}
+
+// Loop writes the line of one loop.
+func (t *Text) Loop(l Loop) error {
+	failed := fmt.Sprintf("%8d", l.Failed)
+	if l.Failed > 0 {
+		failed = t.red(failed)
+	}
+	t.line("%4d %9d %s %9.2f %12s %12s %10s %9s", l.Loop, l.Finished, failed, l.Seconds,
+		millis(l.ConnectUS.P50), millis(l.ConnectUS.P99), orUnseen(l.TimeWaitNow), orUnseen(l.PortsInUse))
+	return t.flush()
+}
+
+func millis(us int64) string { return fmt.Sprintf("%.3f", float64(us)/1000) }
+
+func orUnseen(n *int) string {
+	if n == nil {
+		return "-"
+	}
+	return fmt.Sprint(*n)
+}
+
+// Rest writes everything after the loops.
+func (t *Text) Rest(s *Summary) error {
+	tot := s.Totals
+	t.line("%s", strings.Repeat("-", 80))
+	t.line(" all %9d %8d %9.2f   %.0f connections a second", tot.Finished, tot.Failed, tot.Seconds, tot.PerSecond)
+	if s.Interrupted {
+		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
+	}
+	for _, n := range s.Notes {
+		t.line("")
+		t.wrap("", n)
+	}
+	t.failures(s)
+	t.account(s)
+	return t.flush()
+}
+
+func (t *Text) failures(s *Summary) {
+	if len(s.Failures) == 0 {
+		return
+	}
+	t.line("")
+	t.line("%s  %d of %d attempts, %d unexplained", t.bold("FAILURES"), s.Totals.Failed, s.Totals.Attempts, s.Unexplained)
+	for _, f := range s.Failures {
+		t.line("")
+		t.line("  %d × %s() %s: %s", f.Count, call(f.Phase), f.Errno, t.red(string(f.Cause)))
+		t.wrap("    ", proof(s, &f))
+		if len(f.Events) > 0 {
+			t.wrap("    ", fmt.Sprintf("events %s of the trace: %s",
+				strings.Trim(fmt.Sprint(f.Events[:min(3, len(f.Events))]), "[]"), f.Evidence["example_states"]))
+		}
+		for i, a := range f.Advice {
+			head := "          "
+			if i == 0 {
+				head = "    helps "
+			}
+			t.wrapHead(head, "          ", a)
+		}
+	}
+}
+
+// call is the system call of a phase.
+func call(phase string) string {
+	switch phase {
+	case tcp.PhaseReceive.String():
+		return "recv"
+	default:
+		return phase
+	}
+}
+
+// proof is a failure's evidence in a sentence.
+func proof(s *Summary, f *Failure) string {
+	e := f.Evidence
+	when := fmt.Sprintf("first after %.2f s in loop %v, last after %.2f s in loop %v",
+		e["first_seconds"], e["first_loop"], e["last_seconds"], e["last_loop"])
+	if basis, ok := e["basis"]; ok {
+		return fmt.Sprintf("%s; %s", when, basis)
+	}
+	switch f.Cause {
+	case verdict.PortExhausted:
+		return fmt.Sprintf("no source port was left for %s: of %v ports %v were in TIME_WAIT and %v open as the first failed (%v and %v at the last); %v of %d failed inside the kernel, no port chosen and no segment sent; %s",
+			s.Target, e["ports"], e["time_wait"], e["open"], e["last_time_wait"], e["last_open"], e["with_events"], f.Count, when)
+	}
+	if errno, ok := e["kernel_errno"]; ok {
+		return fmt.Sprintf("the kernel closed the socket with %v; %v of %d found among its events; %s", errno, e["with_events"], f.Count, when)
+	}
+	return when
+}
+
+func (t *Text) account(s *Summary) {
+	tw := s.TimeWait
+	t.line("")
+	if s.Options.Trace {
+		t.line("%s  %d entered (%d as FIN_WAIT2), %d skipped (bucket limit)%s",
+			t.bold("TIME_WAIT"), tw.Entered, tw.FinWait2, tw.Overflowed, sides(s))
+		t.line("           ended: %d expired, %d reused by connect, %d replaced by SYN, %d killed by RST,",
+			tw.Expired, tw.ReusedByConnect, tw.ReplacedBySyn, tw.KilledByRst)
+		t.line("           %d purged, %d destroyed%s; %d left now", tw.Purged, tw.Destroyed, unknown(tw.UnknownEnd), tw.Now)
+		if l := tw.ExpiredSeconds; l != nil {
+			t.line("           %d expired after %.2f to %.2f s (median %.2f)", l.Count, l.Min, l.Max, l.P50)
+		}
+		t.line("%s        %d sent, %d received%s", t.bold("RST"), s.Resets.Sent, s.Resets.Received, reasons(s.Resets.Reasons))
+	}
+	if s.Server != nil {
+		t.line("%s     %d accepted, %d closed, %d connected but never accepted",
+			t.bold("SERVER"), s.Server.Accepted, s.Server.Closed, s.Server.NeverAccepted)
+	}
+	if !s.Options.Trace {
+		t.line("%s      none: the run was not traced, so causes come from error numbers alone", t.bold("TRACE"))
+		return
+	}
+	t.crossCheck(s)
+	e := s.Events
+	t.line("%s     %d of %d attempts that called connect() joined by cookie", t.bold("JOINED"), s.Joined.ByCookie, s.Joined.Attempts)
+	t.line("%s     %d seen = %d recorded + %d lost in the ring + %d skipped by the kernel (%d of them rescued)",
+		t.bold("EVENTS"), e.Seen, e.Recorded, e.LostRing, e.SkippedRecursion, e.Rescued)
+	if lost := e.Lost(); lost > 0 {
+		t.line("           %s", t.red(fmt.Sprintf("%d events are missing: what is said above is incomplete", lost)))
+	}
+	t.coverage(s)
+}
+
+func sides(s *Summary) string {
+	if len(s.TimeWait.Sides) < 2 {
+		return ""
+	}
+	return fmt.Sprintf("; client %d, server %d", s.TimeWait.Sides["client"].Entered, s.TimeWait.Sides["server"].Entered)
+}
+
+func unknown(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d for a reason not known", n)
+}
+
+func reasons(counts map[string]int) string {
+	if len(counts) == 0 {
+		return ""
+	}
+	names := make([]string, 0, len(counts))
+	for name := range counts {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if counts[a] != counts[b] {
+			return counts[b] - counts[a]
+		}
+		return strings.Compare(a, b)
+	})
+	var b strings.Builder
+	for _, name := range names {
+		fmt.Fprintf(&b, ", %d %s", counts[name], name)
+	}
+	return " (" + b.String()[2:] + ")"
+}
+
+func (t *Text) crossCheck(s *Summary) {
+	agree := 0
+	for _, c := range s.CrossCheck {
+		if c.Agrees {
+			agree++
+		}
+	}
+	t.line("%s     %d of %d counters of the kernel agree", t.bold("KERNEL"), agree, len(s.CrossCheck))
+	for _, c := range s.CrossCheck {
+		if !c.Agrees {
+			t.line("           %s", t.red(fmt.Sprintf("%s %s: kernel %d, twtrace %d", c.Side, c.Counter, c.Kernel, c.Twtrace)))
+		}
+	}
+}
+
+func (t *Text) coverage(s *Summary) {
+	for _, grade := range []tcp.Grade{tcp.Inferred, tcp.NotObservable} {
+		var facts []string
+		for f, g := range s.Coverage {
+			if g == grade {
+				facts = append(facts, string(f))
+			}
+		}
+		if len(facts) > 0 {
+			slices.Sort(facts)
+			t.wrapHead(fmt.Sprintf("%-10s ", t.bold("COVERAGE")+"  "), "           ", fmt.Sprintf("%s: %s", grade, strings.Join(facts, ", ")))
+		}
+	}
+}
+
+func (t *Text) line(format string, args ...any) { fmt.Fprintf(t.w, format+"\n", args...) }
+
+func (t *Text) flush() error {
+	if err := t.w.Flush(); err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	return nil
+}
+
+// width is what text is wrapped to.
+const width = 100
+
+func (t *Text) wrap(indent, text string) { t.wrapHead(indent, indent, text) }
+
+// wrapHead writes text in lines of at most width columns; the first begins with
+// head, the others with indent.
+func (t *Text) wrapHead(head, indent, text string) {
+	line, empty := head, true
+	for _, word := range strings.Fields(text) {
+		if !empty && len([]rune(line))+1+len([]rune(word)) > width {
+			t.line("%s", line)
+			line, empty = indent, true
+		}
+		if !empty {
+			line += " "
+		}
+		line += word
+		empty = false
+	}
+	t.line("%s", line)
+}
+
+func (t *Text) bold(s string) string { return t.paint("\x1b[1m", s) }
+func (t *Text) red(s string) string  { return t.paint("\x1b[31m", s) }
+
+func (t *Text) paint(code, s string) string {
+	if !t.color {
+		return s
+	}
+	return code + s + "\x1b[0m"
+}

@@ -1,0 +1,451 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/twtrace/twtrace/internal/clock"
+	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/report"
+	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/timeline"
+	"github.com/twtrace/twtrace/loadgen"
+	"github.com/twtrace/twtrace/tracer"
+)
+
+// Options say what to run.
+type Options struct {
+	Version string // of twtrace, for the summary
+	// Plan is the storm; its Target, Enter, OnAttempts and OnLoop are the
+	// run's own business.
+	Plan loadgen.Plan
+	// Net is the network it runs in.
+	Net netlab.Options
+	// Target is a server started elsewhere; the zero value: a server of the run's own.
+	Target  netip.AddrPort
+	Backlog int // of the own server; 0: 4096
+	// Watch is how long to go on tracing after the storm.
+	Watch time.Duration
+	Trace bool
+	// OnStart, if set, is given the summary's head before the storm starts.
+	OnStart func(*report.Summary)
+	// OnLoop, if set, is given each loop once how things stood at its end is
+	// known, in order, from one goroutine.
+	OnLoop func(report.Loop)
+}
+
+// ErrUnreachable: there is no route to the target.
+var ErrUnreachable = errors.New("no route to the target")
+
+// echoPort is the server's port in namespaces of the run's own: the echo
+// service (RFC 862), outside every port range that connect() chooses from.
+const echoPort = 7
+
+// hostPorts are the server's on the host, below the kernel's default range.
+const (
+	hostPortFirst = 7007
+	hostPortLast  = 7107
+)
+
+// settleLimit bounds the wait for the last segments after a storm.
+const settleLimit = 3 * time.Second
+
+// session is a run under way.
+type session struct {
+	opts    Options
+	lab     *netlab.Lab
+	trace   *tracer.Tracer // nil without a trace
+	server  *loadgen.Server
+	target  netip.AddrPort
+	sides   []side
+	summary *report.Summary
+	builder *report.Builder
+	joiner  *timeline.Joiner // nil without a trace
+
+	reasons  map[uint32]int // of RSTs sent; touched by the pump alone until it ends
+	pumpDone chan error
+	lines    chan report.Loop
+}
+
+// Run does the run. When ctx ends the storm is stopped and the summary is of
+// what was done. Errors are of the set-up, or of the trace; failed connections
+// are results. Among the errors: those of netlab.New, tracer.Open and
+// loadgen.NewStorm, and ErrUnreachable.
+func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
+	r := &session{opts: opts, reasons: make(map[uint32]int)}
+	defer func() { err = errors.Join(err, r.close()) }()
+	if err := r.setUp(); err != nil {
+		return nil, err
+	}
+	if err := r.describe(); err != nil {
+		return nil, err
+	}
+	if opts.OnStart != nil {
+		opts.OnStart(r.summary)
+	}
+	stopLines := r.startLines()
+	defer func() {
+		err = errors.Join(err, r.stopTrace()) // whose last marks still go to lines
+		stopLines()
+	}()
+
+	before, err := r.counters()
+	if err != nil {
+		return nil, err
+	}
+	result, err := r.storm(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.summary.Interrupted = result.Canceled
+	if opts.Watch > 0 && !result.Canceled {
+		select {
+		case <-ctx.Done():
+			r.summary.Interrupted = true
+		case <-time.After(opts.Watch):
+		}
+	}
+	after, err := r.settle()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.stopTrace(); err != nil {
+		return nil, err
+	}
+	stopLines()
+	return r.summary, r.sumUp(before, after)
+}
+
+// setUp makes the network, the trace and the server, in this order: the trace
+// is limited to the network's namespaces, and sees the server start.
+func (r *session) setUp() (err error) {
+	// Each storm thread holds a P of the Go scheduler while it runs: give the
+	// kernel, not that scheduler, the choice of who gets a core.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), runtime.NumCPU()+4))
+
+	if r.lab, err = netlab.New(r.opts.Net); err != nil {
+		return err
+	}
+	r.sides = r.findSides()
+	if r.opts.Trace {
+		if err := r.startTrace(); err != nil {
+			return err
+		}
+	}
+	if r.opts.Target.IsValid() {
+		r.target = r.opts.Target
+		return r.checkRoute()
+	}
+	return r.startServer()
+}
+
+// checkRoute asks the kernel for a route to the target, sending nothing.
+func (r *session) checkRoute() error {
+	return r.lab.Client().Do(func() error {
+		c, err := net.Dial("udp", r.target.String())
+		if err != nil {
+			return fmt.Errorf("%w %s: %w", ErrUnreachable, r.target, err)
+		}
+		return c.Close()
+	})
+}
+
+func (r *session) startServer() error {
+	plan := loadgen.NewServerPlan(netip.AddrPortFrom(r.lab.ServerAddr(), echoPort))
+	plan.Bytes = r.opts.Plan.Bytes
+	plan.Close = r.opts.Plan.Close
+	plan.Linger = r.opts.Plan.Linger
+	plan.Backlog = r.opts.Backlog
+	plan.Concurrency = r.opts.Plan.Concurrency
+	if plan.Concurrency == 0 {
+		plan.Concurrency = r.opts.Plan.Connections
+	}
+	plan.Enter = r.lab.Server().Enter
+	first, last := echoPort, echoPort
+	if r.opts.Net.Kind == netlab.Host {
+		first, last = hostPortFirst, hostPortLast
+	}
+	for port := first; ; port++ {
+		plan.Listen = netip.AddrPortFrom(r.lab.ServerAddr(), uint16(port))
+		server, err := loadgen.NewServer(plan)
+		if err != nil {
+			return err
+		}
+		err = server.Start()
+		if err == nil {
+			r.server, r.target = server, server.Addr()
+			return nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || port == last {
+			return err
+		}
+	}
+}
+
+func (r *session) startTrace() error {
+	var scope []tracer.NetNS
+	for _, s := range r.sides {
+		scope = append(scope, s.netns)
+	}
+	var err error
+	if r.trace, err = tracer.Open(tracer.Options{NetNS: scope}); err != nil {
+		return err
+	}
+	if err := r.trace.Start(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// describe fills the summary's head and readies what adds up the rest.
+func (r *session) describe() error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return fmt.Errorf("uname: %w", err)
+	}
+	p := &r.opts.Plan
+	s := &report.Summary{
+		Schema: report.Schema, Version: r.opts.Version, Kernel: unix.ByteSliceToString(uts.Release[:]),
+		Started: time.Now().UTC(), Net: r.opts.Net.Kind.String(), Target: r.target.String(),
+		Options: report.Options{
+			Loops: p.Loops, Connections: p.Connections, Concurrency: p.Concurrency, Bytes: p.Bytes,
+			ReusePort: p.ReusePort, ReuseAddr: p.ReuseAddr, Close: p.Close.String(), Backlog: r.opts.Backlog,
+			IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
+			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace,
+		},
+		Sysctls: make(map[string]string),
+	}
+	if s.Options.Concurrency == 0 {
+		s.Options.Concurrency = p.Connections
+	}
+	if p.Linger != loadgen.NoLinger {
+		seconds := p.Linger.Seconds()
+		s.Options.Linger = &seconds
+	}
+	for _, key := range report.Sysctls {
+		// A kernel without the setting is not an error: the summary leaves it out.
+		if v, err := r.lab.Client().Sysctl(key); err == nil {
+			s.Sysctls[key] = strings.Join(strings.Fields(v), " ")
+		}
+	}
+	s.Coverage = r.coverage()
+	r.summary = s
+	r.builder = report.NewBuilder(clock.Mono(), r.trace != nil)
+	if r.trace == nil {
+		return nil
+	}
+	hz, err := r.trace.HZ()
+	if err != nil {
+		return err
+	}
+	r.joiner = timeline.NewJoiner(timeline.Options{
+		OnTimeline: r.builder.Timeline,
+		OnLifetime: r.builder.Lifetime,
+		OnMark: func(m timeline.Mark) {
+			if l, ok := r.builder.Mark(m); ok {
+				r.lines <- l
+			}
+		},
+		ShortTicks: uint32(4 * hz),
+	})
+	return nil
+}
+
+// coverage is the trace's, and what the run itself adds to it.
+func (r *session) coverage() tcp.Coverage {
+	c := tcp.Coverage{tcp.FactCause: tcp.Inferred}
+	if r.trace != nil {
+		for fact, grade := range r.trace.Coverage() {
+			c[fact] = grade
+		}
+		c[tcp.FactCause] = tcp.Exact
+	} else {
+		for _, fact := range []tcp.Fact{
+			tcp.FactState, tcp.FactRstSent, tcp.FactRstReason, tcp.FactRstReceived, tcp.FactTWEnter,
+			tcp.FactTWEnd, tcp.FactTWCause, tcp.FactTWOverflow, tcp.FactConnectFail,
+		} {
+			c[fact] = tcp.NotObservable
+		}
+	}
+	// The listener's own count (sk_drops), which does not say why.
+	c[tcp.FactListenDrop] = tcp.NotObservable
+	if r.server != nil {
+		c[tcp.FactListenDrop] = tcp.Inferred
+	}
+	return c
+}
+
+// startLines hands loops to OnLoop from a goroutine of its own, so that a slow
+// terminal does not hold up the trace. The function it returns waits for the
+// last of them; it may be called twice.
+func (r *session) startLines() (stop func()) {
+	r.lines = make(chan report.Loop, min(r.opts.Plan.Loops, 4096))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for l := range r.lines {
+			if r.opts.OnLoop != nil {
+				r.opts.OnLoop(l)
+			}
+		}
+	}()
+	stopped := false
+	return func() {
+		if !stopped {
+			stopped = true
+			close(r.lines)
+		}
+		<-done
+	}
+}
+
+// storm runs the storm, and the pump that feeds the trace's events to the joiner.
+func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
+	plan := r.opts.Plan
+	plan.Target = r.target
+	plan.Enter = r.lab.Client().Enter
+	plan.OnAttempts = func(attempts []loadgen.Attempt) {
+		r.builder.Attempts(attempts)
+		if r.joiner != nil {
+			r.joiner.Attempts(attempts)
+			return
+		}
+		for i := range attempts {
+			r.builder.Timeline(&timeline.Timeline{Attempt: attempts[i]})
+		}
+	}
+	plan.OnLoop = func(l loadgen.LoopResult) {
+		end := clock.Mono()
+		r.builder.LoopDone(l.Loop, l.Attempts, l.Finished, l.Failed, l.Duration)
+		if r.joiner != nil {
+			r.joiner.MarkAt(l.Loop, end)
+			return
+		}
+		if loop, ok := r.untracedMark(l.Loop); ok {
+			r.lines <- loop
+		}
+	}
+	storm, err := loadgen.NewStorm(plan)
+	if err != nil {
+		return loadgen.Result{}, err
+	}
+	if r.trace != nil {
+		r.pumpDone = make(chan error, 1) // one result, which may come before anyone waits
+		go func() { r.pumpDone <- r.pump() }()
+	}
+	return storm.Run(ctx)
+}
+
+// pump moves events from the trace to the joiner until the trace ends.
+func (r *session) pump() error {
+	events := make([]tcp.Event, 8192)
+	for {
+		before := clock.Mono()
+		n, err := r.trace.Read(context.Background(), events)
+		for i := range events[:n] {
+			if events[i].Kind == tcp.KindRstSent {
+				r.reasons[events[i].Reason]++
+			}
+		}
+		r.joiner.Events(events[:n])
+		if n < len(events) {
+			r.joiner.Advance(before)
+		}
+		if err != nil {
+			r.joiner.Finish()
+			return err
+		}
+	}
+}
+
+// settle waits until the server has closed what it accepted and the kernel's
+// counters stand still, and returns them.
+func (r *session) settle() ([]netlab.Counters, error) {
+	deadline := time.Now().Add(settleLimit)
+	for r.server != nil && time.Now().Before(deadline) {
+		if st := r.server.Stats(); st.Accepted == st.Closed {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	last, err := r.counters()
+	for err == nil {
+		time.Sleep(60 * time.Millisecond)
+		var now []netlab.Counters
+		if now, err = r.counters(); err == nil && (sameChecked(last, now) || time.Now().After(deadline)) {
+			return now, nil
+		}
+		last = now
+	}
+	return nil, err
+}
+
+// stopTrace stops the trace and waits until the pump has drained it.
+func (r *session) stopTrace() error {
+	if r.trace == nil {
+		return nil
+	}
+	err := r.trace.Stop()
+	if r.pumpDone != nil {
+		if pumpErr := <-r.pumpDone; !errors.Is(pumpErr, errEOF) {
+			err = errors.Join(err, pumpErr)
+		}
+		r.pumpDone = nil
+	}
+	return err
+}
+
+// close frees what the run made, in the reverse order.
+func (r *session) close() error {
+	var errs []error
+	if r.server != nil {
+		errs = append(errs, r.server.Close())
+	}
+	if r.trace != nil {
+		errs = append(errs, r.stopTrace(), r.trace.Close())
+	}
+	if r.lab != nil {
+		errs = append(errs, r.lab.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// untracedMark takes what /proc shows of the client's TIME_WAITs.
+func (r *session) untracedMark(loop int) (report.Loop, bool) {
+	l, ok := r.builder.LastLoop()
+	if !ok || l.Loop != loop {
+		return l, false
+	}
+	if n, err := r.socketsInTimeWait(); err == nil {
+		l, ok = r.builder.SetTimeWait(loop, n)
+	}
+	return l, ok
+}
+
+// socketsInTimeWait reads the TIME_WAITs of the client's namespace: "TCP: inuse 5
+// orphan 0 tw 42 alloc 9 mem 1" of /proc/net/sockstat (net/ipv4/proc.c).
+func (r *session) socketsInTimeWait() (n int, err error) {
+	err = r.lab.Client().Do(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/sockstat")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			if _, rest, ok := strings.Cut(line, " tw "); ok && strings.HasPrefix(line, "TCP:") {
+				_, err := fmt.Sscan(rest, &n)
+				return err
+			}
+		}
+		return errors.New("/proc/net/sockstat does not count TIME_WAITs")
+	})
+	return n, err
+}

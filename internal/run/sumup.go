@@ -1,0 +1,161 @@
+package run
+
+import (
+	"io"
+
+	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/report"
+	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/timeline"
+)
+
+// errEOF is how a pump ends that has drained its trace.
+var errEOF = io.EOF
+
+// side is a namespace of the run and what it is called.
+type side struct {
+	name  string
+	netns tcp.NetNS
+	ns    *netlab.Namespace
+	// listens: the run's own server is there.
+	listens bool
+}
+
+func (r *session) findSides() []side {
+	client, server := r.lab.Client(), r.lab.Server()
+	own := !r.opts.Target.IsValid()
+	if client.Cookie() == server.Cookie() {
+		name := "both"
+		if !own {
+			name = "client"
+		}
+		return []side{{name, tcp.NetNS(client.Cookie()), client, own}}
+	}
+	return []side{
+		{"client", tcp.NetNS(client.Cookie()), client, false},
+		{"server", tcp.NetNS(server.Cookie()), server, own},
+	}
+}
+
+// check is a row of the comparison with the kernel's own counters: where the
+// same fact is counted by someone else.
+type check struct {
+	counter string
+	twtrace func(t *timeline.Totals, drops uint64) uint64
+	// listener rows compare with the own server's socket, not with the trace.
+	listener bool
+}
+
+var checks = []check{
+	{counter: "Tcp.ActiveOpens", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.ActiveOpens - t.ConnectFailed }},
+	{counter: "Tcp.PassiveOpens", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.PassiveOpens }},
+	{counter: "Tcp.EstabResets", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.EstabResets }},
+	{counter: "Tcp.OutRsts", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.RstSent }},
+	// Since 5.17 both count when the minisock's timer is set; a short one is TWKilled.
+	{counter: "TcpExt.TW", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWEnter - t.TWShort }},
+	{counter: "TcpExt.TWKilled", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWShort }},
+	{counter: "TcpExt.TWRecycled", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWEnd[tcp.CauseReusedByConnect] }},
+	{counter: "TcpExt.TCPTimeWaitOverflow", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWOverflow }},
+	{counter: "TcpExt.TCPAbortOnData", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.Linger0 }},
+	{counter: "TcpExt.ListenOverflows", twtrace: func(_ *timeline.Totals, drops uint64) uint64 { return drops }, listener: true},
+	{counter: "TcpExt.ListenDrops", twtrace: func(_ *timeline.Totals, drops uint64) uint64 { return drops }, listener: true},
+}
+
+// counters reads the counters of every namespace of the run.
+func (r *session) counters() ([]netlab.Counters, error) {
+	all := make([]netlab.Counters, len(r.sides))
+	for i, s := range r.sides {
+		c, err := s.ns.Counters()
+		if err != nil {
+			return nil, err
+		}
+		all[i] = c
+	}
+	return all, nil
+}
+
+// sameChecked reports whether no counter that is checked has moved.
+func sameChecked(a, b []netlab.Counters) bool {
+	for i := range a {
+		for _, c := range checks {
+			if a[i][c.counter] != b[i][c.counter] {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// sumUp completes the summary after the trace has been drained.
+func (r *session) sumUp(before, after []netlab.Counters) error {
+	s := r.summary
+	var drops uint64
+	if r.server != nil {
+		st := r.server.Stats()
+		drops = st.Drops
+		s.Server = &report.Server{Accepted: int(st.Accepted), Closed: int(st.Closed)}
+	}
+	s.TimeWait.Sides = make(map[string]report.SideTimeWait)
+	s.Resets.Reasons = make(map[string]int)
+	s.CrossCheck = []report.CrossCheck{}
+	s.Events.ByKind = make(map[string]uint64)
+	if r.trace != nil {
+		for i, side := range r.sides {
+			r.addSide(side, after[i].Sub(before[i]), drops)
+		}
+		s.TimeWait.Now = r.joiner.TimeWaits()
+		names := r.trace.RstReasons()
+		for reason, n := range r.reasons {
+			if name := names[reason]; name != "" {
+				s.Resets.Reasons[name] += n
+			}
+		}
+		st, err := r.trace.Stats()
+		if err != nil {
+			return err
+		}
+		s.Events = report.Events{
+			Seen: st.Seen, Recorded: st.Recorded, LostRing: st.LostRing,
+			SkippedRecursion: st.SkippedRecursion, Rescued: st.Rescued, ByKind: make(map[string]uint64),
+		}
+		for kind, n := range st.ByKind {
+			s.Events.ByKind[kind.String()] = n
+		}
+	}
+	r.builder.Fill(s)
+	report.Explain(s)
+	return nil
+}
+
+// addSide adds a namespace's share.
+func (r *session) addSide(side side, kernel netlab.Counters, drops uint64) {
+	s := r.summary
+	t := r.joiner.Totals(side.netns)
+	tw := &s.TimeWait
+	tw.Entered += int(t.TWEnter)
+	tw.FinWait2 += int(t.TWFinWait2)
+	tw.Expired += int(t.TWEnd[tcp.CauseExpired])
+	tw.ReusedByConnect += int(t.TWEnd[tcp.CauseReusedByConnect])
+	tw.ReplacedBySyn += int(t.TWEnd[tcp.CauseReplacedBySyn])
+	tw.KilledByRst += int(t.TWEnd[tcp.CauseKilledByRst])
+	tw.Purged += int(t.TWEnd[tcp.CausePurged])
+	tw.Destroyed += int(t.TWEnd[tcp.CauseDestroyed])
+	tw.UnknownEnd += int(t.TWEnd[tcp.CauseUnknown])
+	tw.Overflowed += int(t.TWOverflow)
+	tw.Sides[side.name] = report.SideTimeWait{Entered: int(t.TWEnter), Overflowed: int(t.TWOverflow)}
+	s.Resets.Sent += int(t.RstSent)
+	s.Resets.Received += int(t.RstReceived)
+	if !side.listens {
+		drops = 0
+	}
+	for _, c := range checks {
+		if c.listener && r.server == nil {
+			continue // whoever listens here, it is not ours to ask
+		}
+		row := report.CrossCheck{
+			Side: side.name, Counter: c.counter, Kernel: kernel[c.counter], Twtrace: c.twtrace(&t, drops),
+		}
+		row.Agrees = row.Kernel == row.Twtrace
+		s.CrossCheck = append(s.CrossCheck, row)
+	}
+}

@@ -1,0 +1,420 @@
+package timeline
+
+import (
+	"sync"
+
+	"github.com/twtrace/twtrace/internal/tcp"
+)
+
+// Totals is what the kernel's events of one network namespace add up to.
+type Totals struct {
+	ActiveOpens   uint64 // CLOSE > SYN_SENT
+	ConnectFailed uint64 // of these, those that failed before a segment was sent
+	PassiveOpens  uint64 // LISTEN > SYN_RECV
+	EstabResets   uint64 // ESTABLISHED or CLOSE_WAIT > CLOSE
+	Linger0       uint64 // closed with SO_LINGER {1,0}
+	RstSent       uint64
+	RstReceived   uint64
+
+	TWEnter    uint64 // TIME_WAIT minisocks made
+	TWFinWait2 uint64 // of these, those made to wait for the peer's FIN
+	TWShort    uint64 // of these, those armed for at most 4 s (TcpExt.TWKilled)
+	TWEnd      [tcp.NumCauses]uint64
+	TWOverflow uint64
+}
+
+// Lifetime is how long one TIME_WAIT lasted.
+type Lifetime struct {
+	NetNS tcp.NetNS
+	NS    int64
+	Cause tcp.Cause
+}
+
+// Mark is the state of things at a moment in the stream of events.
+type Mark struct {
+	Loop     int
+	MonoNS   int64
+	TimeWait int // TIME_WAIT minisocks alive, all namespaces
+	Ports    int // source ports taken, by open connections and TIME_WAIT
+}
+
+// Options say what a Joiner reports, and to whom. The functions are called
+// with the Joiner locked and must not call it.
+type Options struct {
+	// OnTimeline is given every attempt once, joined where its events were
+	// found. The pointer is valid during the call.
+	OnTimeline func(*Timeline)
+	// OnLifetime is given the end of each TIME_WAIT whose beginning was seen.
+	OnLifetime func(Lifetime)
+	// OnMark is given each mark that was set, when the stream has passed it.
+	OnMark func(Mark)
+	// ShortTicks is the number of jiffies up to which the kernel counts a
+	// TIME_WAIT as TWKilled: four seconds' (__inet_twsk_schedule).
+	ShortTicks uint32
+}
+
+// Joiner joins attempts and events. Its methods may be called from several
+// goroutines.
+type Joiner struct {
+	mu   sync.Mutex
+	opts Options
+
+	open  map[tcp.Cookie]*conn // active opens, and attempts whose events are still to come
+	free  []*conn
+	tw    map[tcp.Cookie]timeWait
+	ports map[path]*Ports
+	total map[tcp.NetNS]*Totals
+	marks []Mark // still ahead of the stream, in order of time
+	now   int64  // the latest event's time
+	taken Ports  // sum of ports
+	// waiting[waited:] has the connections that closed and whose attempt is
+	// to come, in the order in which they closed.
+	waiting []waiting
+	waited  int
+}
+
+// attemptDelay is how long after the kernel's last event an attempt may come
+// before the connection is taken for another program's. Attempts come in
+// batches, some ten milliseconds late.
+const attemptDelay = int64(5e9)
+
+type waiting struct {
+	cookie tcp.Cookie
+	closed int64
+}
+
+// conn is one active open that is not complete.
+type conn struct {
+	Timeline
+	hasAttempt bool
+	closed     bool // the kernel's last state change was seen
+	counted    bool // its port is counted in Ports.Open
+	path       path
+}
+
+type timeWait struct {
+	netns tcp.NetNS
+	start int64
+	path  path
+	port  bool // its local port is counted in Ports.TimeWait
+}
+
+// NewJoiner returns a Joiner that has seen nothing.
+func NewJoiner(opts Options) *Joiner {
+	return &Joiner{
+		opts:  opts,
+		open:  make(map[tcp.Cookie]*conn),
+		tw:    make(map[tcp.Cookie]timeWait),
+		ports: make(map[path]*Ports),
+		total: make(map[tcp.NetNS]*Totals),
+	}
+}
+
+// Events takes the next events of the stream.
+func (j *Joiner) Events(events []tcp.Event) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i := range events {
+		ev := &events[i]
+		if ev.MonoNS > j.now {
+			j.pass(ev.MonoNS)
+		}
+		j.event(ev)
+	}
+}
+
+// Advance says that every event up to a time has been handed over, so that
+// marks up to it can be set.
+func (j *Joiner) Advance(monoNS int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if monoNS > j.now {
+		j.pass(monoNS)
+	}
+}
+
+// MarkAt asks for the state of things at a time, which must not go back from
+// one call to the next. It is reported at once if the stream is past it.
+func (j *Joiner) MarkAt(loop int, monoNS int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.marks = append(j.marks, Mark{Loop: loop, MonoNS: monoNS})
+	j.pass(j.now)
+}
+
+// pass moves the stream's time and reports the marks that lie before it.
+func (j *Joiner) pass(now int64) {
+	for len(j.marks) > 0 && j.marks[0].MonoNS < now {
+		m := j.marks[0]
+		m.TimeWait = len(j.tw)
+		m.Ports = j.taken.TimeWait + j.taken.Open
+		j.marks = j.marks[1:]
+		if j.opts.OnMark != nil {
+			j.opts.OnMark(m)
+		}
+	}
+	j.now = now
+
+	for j.waited < len(j.waiting) && now-j.waiting[j.waited].closed > attemptDelay {
+		cookie := j.waiting[j.waited].cookie
+		j.waited++
+		if c := j.open[cookie]; c != nil && c.closed && !c.hasAttempt {
+			j.drop(cookie, c)
+		}
+	}
+	if j.waited > 1024 && j.waited > len(j.waiting)/2 {
+		n := copy(j.waiting, j.waiting[j.waited:])
+		j.waiting, j.waited = j.waiting[:n], 0
+	}
+}
+
+// Attempts takes attempts that have ended.
+func (j *Joiner) Attempts(attempts []tcp.Attempt) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i := range attempts {
+		a := &attempts[i]
+		if !a.ReachedConnect() || a.Cookie == 0 {
+			// The kernel never heard of it.
+			t := Timeline{Attempt: *a}
+			j.report(&t)
+			continue
+		}
+		c := j.conn(a.Cookie)
+		c.Attempt = *a
+		c.hasAttempt = true
+		j.complete(a.Cookie, c)
+	}
+}
+
+// Finish reports every attempt whose events did not come, and every mark. The
+// stream must have ended.
+func (j *Joiner) Finish() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, c := range j.open {
+		if c.hasAttempt {
+			j.report(&c.Timeline)
+		}
+	}
+	j.open = nil
+	j.pass(1<<63 - 1)
+}
+
+// Totals returns the sums of one namespace so far.
+func (j *Joiner) Totals(ns tcp.NetNS) Totals {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if t := j.total[ns]; t != nil {
+		return *t
+	}
+	return Totals{}
+}
+
+// TimeWaits returns the number of TIME_WAIT minisocks that were seen to begin
+// and not to end.
+func (j *Joiner) TimeWaits() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.tw)
+}
+
+func (j *Joiner) report(t *Timeline) {
+	if j.opts.OnTimeline != nil {
+		j.opts.OnTimeline(t)
+	}
+}
+
+// conn returns the open connection with a cookie, a new one if there is none.
+func (j *Joiner) conn(cookie tcp.Cookie) *conn {
+	if c := j.open[cookie]; c != nil {
+		return c
+	}
+	var c *conn
+	if n := len(j.free); n > 0 {
+		c = j.free[n-1]
+		j.free = j.free[:n-1]
+		*c = conn{}
+	} else {
+		c = new(conn)
+	}
+	j.open[cookie] = c
+	return c
+}
+
+// complete hands a connection out once both of its sides have ended.
+func (j *Joiner) complete(cookie tcp.Cookie, c *conn) {
+	if !c.closed || !c.hasAttempt {
+		return
+	}
+	j.report(&c.Timeline)
+	j.drop(cookie, c)
+}
+
+func (j *Joiner) drop(cookie tcp.Cookie, c *conn) {
+	delete(j.open, cookie)
+	j.free = append(j.free, c)
+}
+
+// event takes one event.
+func (j *Joiner) event(ev *tcp.Event) {
+	total := j.total[ev.NetNS]
+	if total == nil {
+		total = new(Totals)
+		j.total[ev.NetNS] = total
+	}
+	total.add(ev, j.opts.ShortTicks)
+
+	switch ev.Kind {
+	case tcp.KindState:
+		j.state(ev)
+	case tcp.KindTWEnter:
+		j.twEnter(ev)
+	case tcp.KindTWEnd:
+		j.twEnd(ev)
+	default:
+		if c := j.open[ev.Cookie]; c != nil && ev.Cookie != 0 {
+			c.step(ev)
+		}
+	}
+}
+
+// add counts an event.
+func (t *Totals) add(ev *tcp.Event, shortTicks uint32) {
+	switch ev.Kind {
+	case tcp.KindState:
+		switch {
+		case ev.Old == tcp.Close && ev.New == tcp.SynSent:
+			t.ActiveOpens++
+		case ev.Old == tcp.Listen && ev.New == tcp.SynRecv:
+			t.PassiveOpens++
+		}
+		if ev.New != tcp.Close {
+			return
+		}
+		// tcp_set_state() counts EstabResets by the state it leaves.
+		if ev.Old == tcp.Established || ev.Old == tcp.CloseWait {
+			t.EstabResets++
+		}
+		noSegment := ev.Flags&tcp.FlagNoSegment != 0
+		if noSegment {
+			t.ConnectFailed++
+		}
+		// __tcp_close() comes here by tcp_disconnect(), before sk_err is set;
+		// a socket that was reset or failed has its error already, and one
+		// whose connect() failed was not closed by its program yet.
+		if ev.Flags&tcp.FlagLinger0 != 0 && ev.Errno == 0 && !noSegment &&
+			ev.Old != tcp.Listen && ev.Flags&tcp.FlagTWMade == 0 {
+			t.Linger0++
+		}
+	case tcp.KindRstSent:
+		t.RstSent++
+	case tcp.KindRstReceived:
+		t.RstReceived++
+	case tcp.KindTWEnter:
+		t.TWEnter++
+		if ev.Substate == tcp.FinWait2 {
+			t.TWFinWait2++
+		}
+		if ev.Ticks <= shortTicks {
+			t.TWShort++
+		}
+	case tcp.KindTWEnd:
+		t.TWEnd[min(ev.Cause, tcp.CauseUnknown)]++
+	case tcp.KindTWOverflow:
+		t.TWOverflow++
+	}
+}
+
+func (j *Joiner) state(ev *tcp.Event) {
+	var c *conn
+	if ev.Old == tcp.Close && ev.New == tcp.SynSent {
+		c = j.conn(ev.Cookie)
+		// The port is taken within this call of connect(), or the call fails.
+		c.path = path{ev.Tuple.Local.Addr(), ev.Tuple.Peer}
+		c.counted = true
+		c.closed = false
+		j.pathPorts(c.path).Open++
+		j.taken.Open++
+	} else if c = j.open[ev.Cookie]; c == nil || ev.Cookie == 0 {
+		return // not an active open, or one that began before the trace
+	}
+	c.Joined = true
+	c.step(ev)
+	if ev.New != tcp.Close {
+		return
+	}
+	c.closed = true
+	if c.counted {
+		c.counted = false
+		j.taken.Open--
+		p := j.pathPorts(c.path)
+		p.Open--
+		if ev.Flags&tcp.FlagNoSegment != 0 {
+			c.AtFailure = *p
+		}
+	}
+	if c.hasAttempt {
+		j.complete(ev.Cookie, c)
+		return
+	}
+	j.waiting = append(j.waiting, waiting{ev.Cookie, ev.MonoNS})
+}
+
+// step adds an event to a timeline.
+func (c *conn) step(ev *tcp.Event) {
+	if ev.Tuple.Local.Port() != 0 && ev.Tuple.Peer.Port() != 0 || !c.Tuple.Peer.IsValid() {
+		c.Tuple = ev.Tuple
+	}
+	if c.NumSteps == MaxSteps {
+		c.More++
+		return
+	}
+	c.Steps[c.NumSteps] = Step{
+		Seq: ev.Seq, MonoNS: ev.MonoNS, Kind: ev.Kind, Old: ev.Old, New: ev.New, Flags: ev.Flags, Errno: ev.Errno,
+	}
+	c.NumSteps++
+}
+
+func (j *Joiner) twEnter(ev *tcp.Event) {
+	if ev.Cookie == 0 {
+		return // made of a socket older than the trace that nobody asked for its cookie
+	}
+	t := timeWait{netns: ev.NetNS, start: ev.MonoNS}
+	if c := j.open[ev.Cookie]; c != nil {
+		// Its port is one that connect() chose, and is now held by the minisock.
+		t.path, t.port = c.path, true
+		j.pathPorts(t.path).TimeWait++
+		j.taken.TimeWait++
+		if c.counted {
+			c.counted = false
+			j.pathPorts(c.path).Open--
+			j.taken.Open--
+		}
+	}
+	j.tw[ev.Cookie] = t
+}
+
+func (j *Joiner) twEnd(ev *tcp.Event) {
+	t, ok := j.tw[ev.Cookie]
+	if !ok {
+		return
+	}
+	delete(j.tw, ev.Cookie)
+	if t.port {
+		j.pathPorts(t.path).TimeWait--
+		j.taken.TimeWait--
+	}
+	if j.opts.OnLifetime != nil {
+		j.opts.OnLifetime(Lifetime{NetNS: t.netns, NS: ev.MonoNS - t.start, Cause: ev.Cause})
+	}
+}
+
+func (j *Joiner) pathPorts(p path) *Ports {
+	ports := j.ports[p]
+	if ports == nil {
+		ports = new(Ports)
+		j.ports[p] = ports
+	}
+	return ports
+}

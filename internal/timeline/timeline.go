@@ -1,0 +1,77 @@
+package timeline
+
+import (
+	"net/netip"
+
+	"github.com/twtrace/twtrace/internal/tcp"
+)
+
+// MaxSteps is how many events a Timeline keeps. An attempt has eight at most
+// between connect() and its TIME_WAIT; later ones are counted.
+const MaxSteps = 8
+
+// Step is one event of a Timeline.
+type Step struct {
+	Seq      uint64
+	MonoNS   int64
+	Kind     tcp.Kind
+	Old, New tcp.State
+	Flags    tcp.Flags
+	Errno    tcp.Errno
+}
+
+// Ports is how the source's ports stood at a moment: what a connect() without a
+// port of its own has to choose from.
+type Ports struct {
+	TimeWait int // in TIME_WAIT, counted in FIN_WAIT2 minisocks too
+	Open     int // of connections that are not closed
+}
+
+// Timeline is one attempt with what the kernel did to its socket.
+type Timeline struct {
+	Attempt  tcp.Attempt
+	Tuple    tcp.FourTuple // as the kernel last showed it; port 0: never chosen
+	Steps    [MaxSteps]Step
+	NumSteps int
+	More     int // events beyond MaxSteps
+	// Joined: the kernel's events of this attempt's cookie were found.
+	Joined bool
+	// AtFailure is how the ports of the same source and destination stood
+	// when connect() failed inside the kernel.
+	AtFailure Ports
+}
+
+// Events returns the steps that are kept.
+func (t *Timeline) Events() []Step { return t.Steps[:t.NumSteps] }
+
+// Find returns the first step that matches, or nil.
+func (t *Timeline) Find(match func(*Step) bool) *Step {
+	for i := range t.Steps[:t.NumSteps] {
+		if match(&t.Steps[i]) {
+			return &t.Steps[i]
+		}
+	}
+	return nil
+}
+
+// FailedInKernel returns the step in which connect() failed before a segment
+// was sent, or nil.
+func (t *Timeline) FailedInKernel() *Step {
+	return t.Find(func(s *Step) bool {
+		return s.Kind == tcp.KindState && s.Old == tcp.SynSent && s.New == tcp.Close && s.Flags&tcp.FlagNoSegment != 0
+	})
+}
+
+// ClosedWith returns the step in which the kernel closed the socket with an
+// error, or nil.
+func (t *Timeline) ClosedWith() *Step {
+	return t.Find(func(s *Step) bool {
+		return s.Kind == tcp.KindState && s.New == tcp.Close && s.Errno != 0
+	})
+}
+
+// path is what competes for ports: one source address and one destination.
+type path struct {
+	source netip.Addr
+	dest   netip.AddrPort
+}

@@ -1,0 +1,57 @@
+package loadgen_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twtrace/twtrace/loadgen"
+)
+
+func TestValidate(t *testing.T) {
+	good := loadgen.NewPlan(netip.MustParseAddrPort("[fe80::1%2]:80"))
+	if err := good.Validate(); err != nil {
+		t.Errorf("NewPlan: %v", err)
+	}
+	goodServer := loadgen.NewServerPlan(netip.MustParseAddrPort("0.0.0.0:0"))
+	if err := goodServer.Validate(); err != nil {
+		t.Errorf("NewServerPlan: %v", err)
+	}
+
+	bad := loadgen.Plan{
+		Target: netip.MustParseAddrPort("[fe80::1%eth0]:80"), Concurrency: -1, Bytes: -1,
+		Linger: time.Millisecond, Hold: -1, Shards: -1, Close: 7,
+	}
+	badServer := loadgen.ServerPlan{
+		Bytes: 1<<20 + 1, Close: 7, Linger: -2, Backlog: -1, Shards: 1 << 20, Concurrency: -1,
+	}
+	for name, c := range map[string]struct {
+		err   error
+		words []string
+	}{
+		"plan":   {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "linger", "hold", "shards", "close"}},
+		"server": {badServer.Validate(), []string{"listen", "bytes", "close", "linger", "backlog", "shards", "concurrency"}},
+	} {
+		if c.err == nil {
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		for _, word := range c.words {
+			if !strings.Contains(c.err.Error(), word) {
+				t.Errorf("%s: %q does not say what is wrong with %s", name, c.err, word)
+			}
+		}
+	}
+}
+
+func TestParseCloser(t *testing.T) {
+	for _, c := range []loadgen.Closer{loadgen.ClientCloses, loadgen.ServerCloses, loadgen.BothClose} {
+		if got, err := loadgen.ParseCloser(c.String()); err != nil || got != c {
+			t.Errorf("ParseCloser(%q) = %v, %v", c, got, err)
+		}
+	}
+	if _, err := loadgen.ParseCloser("nobody"); err == nil {
+		t.Error("nobody can close")
+	}
+}

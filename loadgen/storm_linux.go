@@ -1,0 +1,179 @@
+package loadgen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Storm runs a Plan. It holds nothing between runs, and may run more than once.
+type Storm struct {
+	plan   Plan
+	shards int
+}
+
+// NewStorm returns the storm of p, or every problem of p at once.
+func NewStorm(p Plan) (*Storm, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	if p.Concurrency == 0 || p.Concurrency > p.Connections {
+		p.Concurrency = p.Connections
+	}
+	if p.Timeout == 0 {
+		p.Timeout = DefaultTimeout
+	}
+	shards := p.Shards
+	if shards == 0 {
+		limit, err := fdLimit()
+		if err != nil {
+			return nil, err
+		}
+		shards = min(shardsFor(p.Concurrency, limit, 1), MaxShards)
+	}
+	return &Storm{plan: p, shards: min(shards, p.Concurrency)}, nil
+}
+
+// Shards returns the number of threads that Run will use: what is worth adding
+// to GOMAXPROCS.
+func (s *Storm) Shards() int { return s.shards }
+
+// Run runs all loops and returns what they came to. If ctx ends first, Run ends
+// what is under way (those attempts have the flag Cancelled) and returns what
+// there was until then, with Canceled set and without an error. The only errors
+// are those of the set-up: of Plan.Enter, or of making threads' tables and epoll
+// instances. Connections that fail are a result.
+func (s *Storm) Run(ctx context.Context) (Result, error) {
+	startPoller()
+	wake, err := newWakeUp()
+	if err != nil {
+		return Result{}, err
+	}
+	defer wake.close()
+
+	r := stormRun{plan: &s.plan, wake: wake}
+	r.collector = newCollector(&s.plan, s.shards)
+	if err := r.startShards(s.shards); err != nil {
+		return Result{}, err
+	}
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		r.collector.run()
+	}()
+
+	result := r.loops(ctx)
+
+	r.stopShards()
+	close(r.collector.full)
+	<-collected
+	for _, sh := range r.shards {
+		result.Stalls += sh.out.stalls
+	}
+	return result, nil
+}
+
+// stormRun is one call of Run.
+type stormRun struct {
+	plan      *Plan
+	wake      wakeUp
+	cancel    atomic.Bool // read by the shards in every turn; wake is what rouses them
+	collector *collector
+	shards    []*shard
+	running   sync.WaitGroup
+}
+
+// startShards returns when every shard is ready, or none runs any more.
+func (r *stormRun) startShards(n int) error {
+	ready := make(chan error, n)
+	for i := range n {
+		sh := newShard(i, n, r)
+		r.shards = append(r.shards, sh)
+		r.running.Add(1)
+		go onDisposableThread(func() {
+			defer r.running.Done()
+			sh.run(ready)
+		})
+	}
+	var errs []error
+	for range n {
+		if err := <-ready; err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) != 0 {
+		r.stopShards()
+		return errors.Join(errs...)
+	}
+	return nil
+}
+
+func (r *stormRun) stopShards() {
+	for _, sh := range r.shards {
+		close(sh.start)
+	}
+	r.running.Wait()
+}
+
+// loops runs the loops one after the other until they or ctx end.
+func (r *stormRun) loops(ctx context.Context) (result Result) {
+	for loop := 1; loop <= r.plan.Loops; loop++ {
+		if ctx.Err() != nil || loop > 1 && !pause(ctx, r.plan.Interval) {
+			result.Canceled = true
+			return result
+		}
+		for _, sh := range r.shards {
+			sh.start <- loop
+		}
+		var done loopDone
+		select {
+		case done = <-r.collector.loopDone:
+		case <-ctx.Done():
+			r.cancel.Store(true)
+			r.wake.wake()
+			done = <-r.collector.loopDone
+		}
+		result.Loops = append(result.Loops, done.LoopResult)
+		if done.cancelled || done.Attempts < r.plan.Connections {
+			result.Canceled = true
+		}
+		if r.plan.OnLoop != nil {
+			r.plan.OnLoop(done.LoopResult)
+		}
+	}
+	return result
+}
+
+// pause reports whether ctx lasted for d.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d == 0 {
+		return true
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// split returns the part that shard i of n has of total: where it begins, and
+// how much it is.
+func split(total, i, n int) (from, count int) {
+	each, rest := total/n, total%n
+	from = i*each + min(i, rest)
+	if i < rest {
+		each++
+	}
+	return from, each
+}
+
+// setupError names the shard where setting up failed.
+func setupError(what string, id int, err error) error {
+	return fmt.Errorf("set up %s %d: %w", what, id, err)
+}

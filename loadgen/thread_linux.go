@@ -1,0 +1,31 @@
+package loadgen
+
+import (
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// onDisposableThread runs f on an operating-system thread that nothing else will
+// run on and that ends with the calling goroutine, which must do nothing else
+// afterwards. f may change what is the thread's own: its namespaces, its
+// file-descriptor table. The runtime never clones a locked thread (it has a
+// template thread for that), so none of it spreads.
+//
+// The process's first thread is not used: the runtime would park it instead of
+// ending it, and /proc/self would show its file-descriptor table as the
+// process's.
+func onDisposableThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return // still locked: the thread ends with the goroutine
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onDisposableThread(f)
+	}()
+	<-done
+	runtime.UnlockOSThread()
+}
