@@ -43,31 +43,31 @@ enum event_flag {
 
 /* Every byte is written for every event. Widest member first, no holes. */
 struct event {
-	__u64 mono_ns; /* bpf_ktime_get_ns: CLOCK_MONOTONIC */
-	__u64 cookie;  /* socket cookie, 0: not known */
-	__u64 netns;   /* network namespace cookie */
+	__u64 mono_ns;	/* bpf_ktime_get_ns: CLOCK_MONOTONIC */
+	__u64 cookie;	/* socket cookie, 0: not known */
+	__u64 netns;	/* network namespace cookie */
 	__u8 local[16]; /* network byte order; IPv4 in the first 4 bytes */
 	__u8 peer[16];
-	__u32 reason;	   /* of an RST: enum sk_rst_reason of this kernel */
-	__u32 ticks;	   /* of TW_ENTER: jiffies until the timer expires */
-	__u16 local_port;  /* host byte order */
+	__u32 reason;	  /* of an RST: enum sk_rst_reason of this kernel */
+	__u32 ticks;	  /* of TW_ENTER: jiffies until the timer expires */
+	__u16 local_port; /* host byte order */
 	__u16 peer_port;
-	__u16 err;	   /* sk_err */
-	__u8 kind;	   /* enum event_kind */
+	__u16 err; /* sk_err */
+	__u8 kind; /* enum event_kind */
 	__u8 old_state;
 	__u8 new_state;
-	__u8 substate;	   /* of a TIME_WAIT minisock: TCP_FIN_WAIT2 or TCP_TIME_WAIT */
-	__u8 cause;	   /* enum tw_cause */
-	__u8 flags;	   /* enum event_flag */
-	__u8 family;	   /* AF_INET or AF_INET6 */
+	__u8 substate; /* of a TIME_WAIT minisock: TCP_FIN_WAIT2 or TCP_TIME_WAIT */
+	__u8 cause;    /* enum tw_cause */
+	__u8 flags;    /* enum event_flag */
+	__u8 family;   /* AF_INET or AF_INET6 */
 	__u8 pad[3];
 };
 
 /* Counters of one CPU; user space sums them. */
 struct account {
-	__u64 emitted[KIND_MAX];     /* events that a program wanted to record */
-	__u64 lost[KIND_MAX];	     /* of these, not recorded: the ring was full */
-	__u64 skipped_foreign;	     /* main program skipped, event not in scope */
+	__u64 emitted[KIND_MAX]; /* events that a program wanted to record */
+	__u64 lost[KIND_MAX];	 /* of these, not recorded: the ring was full */
+	__u64 skipped_foreign;	 /* main program skipped, event not in scope */
 };
 
 /* A kernel function, and what it means as the nearest known frame below timer_cancel. */

@@ -29,7 +29,7 @@ enum {
 	BPF_RB_NO_WAKEUP = 1,
 };
 
-#define AF_INET 2
+#define AF_INET	 2
 #define AF_INET6 10
 
 /* include/net/tcp_states.h: numbers are user-space ABI. */

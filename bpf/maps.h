@@ -2,10 +2,10 @@
 #ifndef TWTRACE_MAPS_H
 #define TWTRACE_MAPS_H
 
-#define MAX_NETNS 8   /* namespaces that one trace can be limited to */
-#define MAX_FRAMES 32 /* power of two: the search masks its index */
-#define SLOTS 8192    /* power of two */
-#define TWIN_SLOTS 64 /* power of two */
+#define MAX_NETNS  8	/* namespaces that one trace can be limited to */
+#define MAX_FRAMES 32	/* power of two: the search masks its index */
+#define SLOTS	   8192 /* power of two */
+#define TWIN_SLOTS 64	/* power of two */
 
 /*
  * Constants that user space writes before load.

@@ -37,7 +37,8 @@
 // the blocking epoll_wait, and gives it up there only when the runtime's monitor
 // notices. A program that runs n shards of storms and servers and has other work
 // to do should set GOMAXPROCS to the number of CPUs plus n; the package does not
-// set it.
+// set it. Measured on 2 CPUs with two storm and two server shards: a goroutine that
+// slept 1 ms woke 11 ms late (median) with GOMAXPROCS=2, 0.1 ms late with 6.
 //
 // The engine is for Linux. Attempt, Plan and ServerPlan build everywhere.
 package loadgen

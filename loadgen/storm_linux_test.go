@@ -576,7 +576,7 @@ func TestFileLimit(t *testing.T) {
 
 	plan := loadgen.NewPlan(s.Addr())
 	plan.Loops, plan.Connections, plan.Shards = 1, 400, 1
-	plan.Hold = 50 * time.Millisecond // so that all of them want to be open at once
+	plan.Hold = 500 * time.Millisecond // so that all of them want to be open at once
 	_, attempts := storm(t, t.Context(), plan)
 	counts := make(map[loadgen.Errno]int)
 	for i := range attempts {
@@ -622,7 +622,7 @@ func TestServerFileLimit(t *testing.T) {
 	server.Shards = 1
 	s := startServer(t, server)
 	plan := loadgen.NewPlan(s.Addr())
-	plan.Loops, plan.Connections, plan.Shards, plan.Hold = 1, 300, 5, 20*time.Millisecond
+	plan.Loops, plan.Connections, plan.Shards, plan.Hold = 1, 300, 5, 100*time.Millisecond
 	_, attempts := storm(t, t.Context(), plan)
 	all(t, attempts, loadgen.PhaseDone, 0, 0)
 	if stats := closed(t, s); stats.Accepted != 300 || stats.Closed != 300 || stats.AcceptErrors == 0 {

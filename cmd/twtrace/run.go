@@ -223,10 +223,10 @@ func parsePorts(text string) (lo, hi int, err error) {
 	switch {
 	case !ok || errLo != nil || errHi != nil:
 		return 0, 0, fmt.Errorf("want LO-HI, for instance 32768-60999")
-	case lo < 1024 || hi > 65535:
-		return 0, 0, fmt.Errorf("ports must be from 1024 to 65535")
 	case lo > hi:
 		return 0, 0, fmt.Errorf("no port is left: want LO-HI with LO not above HI")
+	case lo < 1024 || hi > 65535:
+		return 0, 0, fmt.Errorf("ports must be from 1024 to 65535")
 	}
 	return lo, hi, nil
 }

@@ -24,8 +24,13 @@ import (
 	"github.com/twtrace/twtrace/internal/testenv"
 )
 
-// childEnv makes the test binary act as a process that holds a lab.
-const childEnv = "NETLAB_TEST_CHILD"
+// childEnv makes the test binary act as a process that holds a lab, or one of the
+// others named here.
+const (
+	childEnv     = "NETLAB_TEST_CHILD"
+	mainThread   = "main thread"
+	unprivileged = "unprivileged"
+)
 
 func TestMain(m *testing.M) {
 	if mode := os.Getenv(childEnv); mode != "" {
@@ -35,10 +40,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child makes a lab, or fails to, says so, and waits to be ended.
+// child makes a lab, or fails to, says so, and waits to be ended; or does what
+// mode says.
 func child(mode string) {
+	if mode == mainThread {
+		fmt.Println(callFromMainThread())
+		return
+	}
 	lab, err := New(Options{})
-	if mode == "unprivileged" {
+	if mode == unprivileged {
 		fmt.Println(errors.Is(err, ErrNotPermitted), err)
 		return
 	}
@@ -597,55 +607,45 @@ func TestClosed(t *testing.T) {
 }
 
 // TestNotOnMainThread calls onOwnThread from the main thread, which is idle while
-// the call lasts and is therefore the one that the runtime uses next.
+// the call lasts and is therefore the one that the runtime uses next. Only a new
+// process is sure to have its main thread at hand.
 func TestNotOnMainThread(t *testing.T) {
-	// The main thread is not to be had while it waits in the network poller, for
-	// instance.
-	const rounds = 100
-	for range rounds {
-		if callFromMainThread(t) {
+	for range 20 {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), childEnv+"="+mainThread)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch said := strings.TrimSpace(string(out)); said {
+		case "own":
 			return
+		case "elsewhere": // the main goroutine had been moved
+		default:
+			t.Fatalf("the child said %q", said)
 		}
 	}
-	t.Errorf("the main thread was not to be had in %d rounds", rounds)
+	t.Error("no child ran on its main thread")
 }
 
-// callFromMainThread reports whether a goroutine got the main thread.
-func callFromMainThread(t *testing.T) bool {
-	isMain := make(chan bool)
-	release := make(chan struct{})
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer close(release)
-	for range 50 {
-		wg.Go(func() {
-			runtime.LockOSThread() // each has a thread of its own, until one has the main thread
-			if unix.Gettid() != unix.Getpid() {
-				isMain <- false
-				<-release
-				runtime.UnlockOSThread()
-				return
+// callFromMainThread is the child of TestNotOnMainThread.
+func callFromMainThread() string {
+	if unix.Gettid() != unix.Getpid() {
+		return "elsewhere"
+	}
+	said := "own"
+	for range 100 {
+		err := onOwnThread(func() error {
+			if unix.Gettid() == unix.Getpid() {
+				said = "main"
 			}
-			runtime.UnlockOSThread()
-			for range 100 {
-				err := onOwnThread(func() error {
-					if unix.Gettid() == unix.Getpid() {
-						return errors.New("on the main thread")
-					}
-					return nil
-				})
-				if err != nil {
-					t.Error(err)
-					break
-				}
-			}
-			isMain <- true
+			return nil
 		})
-		if <-isMain {
-			return true
+		if err != nil {
+			return err.Error()
 		}
 	}
-	return false
+	return said
 }
 
 // TestDo checks where Do runs, many at a time.
@@ -900,7 +900,7 @@ func TestNotPermitted(t *testing.T) {
 	testenv.Require(t, testenv.Root) // to become somebody else
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), childEnv+"=unprivileged")
+	cmd.Env = append(os.Environ(), childEnv+"="+unprivileged)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil {

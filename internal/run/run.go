@@ -128,10 +128,6 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 // setUp makes the network, the trace and the server, in this order: the trace
 // is limited to the network's namespaces, and sees the server start.
 func (r *session) setUp() (err error) {
-	// Each storm thread holds a P of the Go scheduler while it runs: give the
-	// kernel, not that scheduler, the choice of who gets a core.
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), runtime.NumCPU()+4))
-
 	if r.lab, err = netlab.New(r.opts.Net); err != nil {
 		return err
 	}
@@ -338,11 +334,25 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 	if err != nil {
 		return loadgen.Result{}, err
 	}
+	defer makeRoom(storm, r.server)()
 	if r.trace != nil {
 		r.pumpDone = make(chan error, 1) // one result, which may come before anyone waits
 		go func() { r.pumpDone <- r.pump() }()
 	}
 	return storm.Run(ctx)
+}
+
+// makeRoom gives Go's scheduler a processor for each thread of the storm, which
+// holds one while it runs, on top of those it has: the kernel then chooses who
+// gets a core, and the trace is drained in time. The function it returns takes
+// them back.
+func makeRoom(storm *loadgen.Storm, server *loadgen.Server) (undo func()) {
+	threads := storm.Shards()
+	if server != nil {
+		threads += server.Shards()
+	}
+	before := runtime.GOMAXPROCS(runtime.NumCPU() + threads)
+	return func() { runtime.GOMAXPROCS(before) }
 }
 
 // pump moves events from the trace to the joiner until the trace ends.

@@ -92,8 +92,13 @@ func (r *session) sumUp(before, after []netlab.Counters) error {
 	var drops uint64
 	if r.server != nil {
 		st := r.server.Stats()
-		drops = st.Drops
 		s.Server = &report.Server{Accepted: int(st.Accepted), Closed: int(st.Closed)}
+		// What is still in the accept queue was never accepted; the listener's
+		// drops are exact only once it is closed.
+		if err := r.server.Close(); err != nil {
+			return err
+		}
+		drops = r.server.Stats().Drops
 	}
 	s.TimeWait.Sides = make(map[string]report.SideTimeWait)
 	s.Resets.Reasons = make(map[string]int)

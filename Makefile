@@ -1,0 +1,67 @@
+# Everything a newcomer needs: `make run` and `make test`. They ask for Go, make
+# and root (or sudo), and nothing else; only `make generate` needs clang.
+
+GO    ?= go
+SUDO  := $(if $(filter 0,$(shell id -u)),,sudo)
+# As root: with the caller's Go, caches and settings.
+ASROOT := $(if $(SUDO),$(SUDO) --preserve-env=HOME$(comma)PATH$(comma)GOFLAGS$(comma)GOCACHE$(comma)GOMODCACHE$(comma)TWTRACE_REQUIRE env "PATH=$(PATH)",)
+comma := ,
+ARGS  ?= --linger
+
+CLANG  := clang-14
+FORMAT := clang-format-14
+LINT   := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: all build run test race lint generate check-generated cross fuzz man install clean
+
+all: build
+
+build: ## the program, ./twtrace
+	$(GO) build -trimpath -o twtrace ./cmd/twtrace
+
+run: build ## the main job; ARGS="--tw-reuse 1" for another storm
+	$(SUDO) ./twtrace run $(ARGS)
+
+test: ## every test; as root also those on the real kernel
+	$(ASROOT) $(GO) test ./...
+
+race: ## the same under the race detector
+	$(ASROOT) $(GO) test -race ./...
+
+lint: ## formatting, vet and the linters, the import rule among them
+	@test -z "$$($(GO) list -f '{{.Dir}}' ./... | xargs gofmt -l)" || { echo "run gofmt -w ."; exit 1; }
+	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h
+	$(GO) vet ./...
+	$(LINT) run ./...
+
+generate: ## BPF objects and their Go side, with the pinned clang
+	$(CLANG) --version | head -n 1
+	$(GO) generate ./bpf
+
+check-generated: generate ## what is committed is what the compiler makes
+	git diff --exit-code -- bpf
+
+cross: ## arm64, and a post-mortem's packages on other systems
+	GOOS=linux GOARCH=arm64 $(GO) build ./...
+	GOOS=darwin $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report
+	GOOS=windows $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report
+
+FUZZTIME ?= 20s
+fuzz: ## each fuzz target for FUZZTIME
+	@set -e; $(GO) list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r pkg dir; do \
+		for f in $$(grep -hos '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | cut -c6-); do \
+			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
+man: build ## man pages into ./man
+	mkdir -p man && ./twtrace man man
+
+PREFIX ?= /usr/local
+install: build man
+	install -D -m 0755 twtrace $(DESTDIR)$(PREFIX)/bin/twtrace
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+
+clean:
+	rm -rf twtrace man
