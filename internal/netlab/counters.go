@@ -12,7 +12,8 @@ import (
 // on the kernel; one that it does not have is absent, which is not the same as
 // zero.
 //
-// A few are gauges or constants: Tcp.CurrEstab can fall, and Tcp.MaxConn is -1.
+// A few are gauges or constants: Tcp.CurrEstab and sockstat.TCP.tw (the
+// TIME_WAITs that exist) can fall, and Tcp.MaxConn is -1.
 // Negative numbers are held in two's complement, so that int64(c[name]) gives
 // them back.
 type Counters map[string]uint64
@@ -43,6 +44,28 @@ func (c Counters) parse(text string) error {
 		values, text, _ = strings.Cut(text, "\n")
 		if err := c.parsePair(names, values); err != nil {
 			return fmt.Errorf("line %d: %w", line, err)
+		}
+	}
+	return nil
+}
+
+// parseSockstat adds the numbers in text, which is in the format of
+// /proc/net/sockstat (net/ipv4/proc.c, sockstat_seq_show): "TCP: inuse 5 orphan 0
+// tw 2 alloc 7 mem 1", as "sockstat.TCP.tw". They are gauges, and some are of the
+// whole host.
+func (c Counters) parseSockstat(text string) error {
+	for line := range strings.Lines(text) {
+		group, rest, ok := strings.Cut(line, ":")
+		fields := strings.Fields(rest)
+		if !ok || len(fields)%2 != 0 {
+			return fmt.Errorf("%.40q is no group of names and numbers", line)
+		}
+		for i := 0; i < len(fields); i += 2 {
+			v, err := parseCounter(fields[i+1])
+			if err != nil {
+				return fmt.Errorf("%s %s: %w", group, fields[i], err)
+			}
+			c["sockstat."+group+"."+fields[i]] = v
 		}
 	}
 	return nil

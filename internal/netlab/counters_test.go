@@ -99,3 +99,21 @@ func FuzzParseCounters(f *testing.F) {
 		}
 	})
 }
+
+func TestParseSockstat(t *testing.T) {
+	c := Counters{}
+	text := "sockets: used 162\nTCP: inuse 5 orphan 0 tw 42 alloc 9 mem 1\nFRAG: inuse 0 memory 0\n"
+	if err := c.parseSockstat(text); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint64{"sockstat.sockets.used": 162, "sockstat.TCP.tw": 42, "sockstat.FRAG.memory": 0} {
+		if got, ok := c[name]; !ok || got != want {
+			t.Errorf("%s = %d, %t, want %d", name, got, ok, want)
+		}
+	}
+	for _, bad := range []string{"TCP inuse 5\n", "TCP: inuse\n", "TCP: inuse five\n"} {
+		if err := c.parseSockstat(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}

@@ -22,7 +22,7 @@ type Namespace struct {
 	// A file of /proc/net belongs to the namespace in which it was opened,
 	// whoever reads it (fs/proc/proc_net.c, single_open_net), and begins anew
 	// at each read from offset 0.
-	snmp, netstat *os.File
+	snmp, netstat, sockstat *os.File
 
 	buf   sync.Mutex
 	bytes []byte
@@ -62,9 +62,10 @@ func hostNamespace() (*Namespace, error) {
 // open takes hold of the namespace of the calling thread.
 func (ns *Namespace) open() (err error) {
 	for path, file := range map[string]**os.File{
-		currentNetNS:                    &ns.self,
-		"/proc/thread-self/net/snmp":    &ns.snmp,
-		"/proc/thread-self/net/netstat": &ns.netstat,
+		currentNetNS:                     &ns.self,
+		"/proc/thread-self/net/snmp":     &ns.snmp,
+		"/proc/thread-self/net/netstat":  &ns.netstat,
+		"/proc/thread-self/net/sockstat": &ns.sockstat,
 	} {
 		if *file, err = os.Open(path); err != nil {
 			return fmt.Errorf("open a network namespace: %w", err)
@@ -92,7 +93,7 @@ func readCookie() (uint64, error) {
 
 func (ns *Namespace) close() error {
 	var problems []error
-	for _, f := range []*os.File{ns.self, ns.snmp, ns.netstat} {
+	for _, f := range []*os.File{ns.self, ns.snmp, ns.netstat, ns.sockstat} {
 		if f != nil {
 			problems = append(problems, f.Close())
 		}
@@ -151,15 +152,15 @@ func (ns *Namespace) Sysctl(key string) (string, error) {
 	return value, err
 }
 
-// Counters reads the SNMP counters of the namespace: all of /proc/net/snmp and
-// /proc/net/netstat. The two files are read one after the other, and the kernel
+// Counters reads the SNMP counters of the namespace: all of /proc/net/snmp,
+// /proc/net/netstat and /proc/net/sockstat. The files are read one after the other, and the kernel
 // sums its per-CPU counters without a lock, so a reading taken while packets
 // flow is not of one instant.
 func (ns *Namespace) Counters() (Counters, error) {
 	ns.buf.Lock()
 	defer ns.buf.Unlock()
 	c := make(Counters, 512) // 6.18 has about 400
-	for _, f := range []*os.File{ns.snmp, ns.netstat} {
+	for _, f := range []*os.File{ns.snmp, ns.netstat, ns.sockstat} {
 		text, err := ns.readWhole(f)
 		if errors.Is(err, os.ErrClosed) {
 			return nil, ErrClosed
@@ -167,7 +168,11 @@ func (ns *Namespace) Counters() (Counters, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read SNMP counters: %w", err)
 		}
-		if err := c.parse(text); err != nil {
+		parse := c.parse
+		if f == ns.sockstat {
+			parse = c.parseSockstat
+		}
+		if err := parse(text); err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Name(), err)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"strings"
 	"time"
@@ -121,8 +120,12 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 	if err := r.stopTrace(); err != nil {
 		return nil, err
 	}
+	stopped, err := r.counters()
+	if err != nil {
+		return nil, err
+	}
 	stopLines()
-	return r.summary, r.sumUp(before, after)
+	return r.summary, r.sumUp(readings{before, after, stopped})
 }
 
 // setUp makes the network, the trace and the server, in this order: the trace
@@ -435,27 +438,8 @@ func (r *session) untracedMark(loop int) (report.Loop, bool) {
 	if !ok || l.Loop != loop {
 		return l, false
 	}
-	if n, err := r.socketsInTimeWait(); err == nil {
-		l, ok = r.builder.SetTimeWait(loop, n)
+	if c, err := r.lab.Client().Counters(); err == nil {
+		l, ok = r.builder.SetTimeWait(loop, int(c[timeWaitsNow]))
 	}
 	return l, ok
-}
-
-// socketsInTimeWait reads the TIME_WAITs of the client's namespace: "TCP: inuse 5
-// orphan 0 tw 42 alloc 9 mem 1" of /proc/net/sockstat (net/ipv4/proc.c).
-func (r *session) socketsInTimeWait() (n int, err error) {
-	err = r.lab.Client().Do(func() error {
-		text, err := os.ReadFile("/proc/thread-self/net/sockstat")
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(string(text)) {
-			if _, rest, ok := strings.Cut(line, " tw "); ok && strings.HasPrefix(line, "TCP:") {
-				_, err := fmt.Sscan(rest, &n)
-				return err
-			}
-		}
-		return errors.New("/proc/net/sockstat does not count TIME_WAITs")
-	})
-	return n, err
 }

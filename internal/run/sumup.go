@@ -61,6 +61,14 @@ var checks = []check{
 	{counter: "TcpExt.ListenDrops", twtrace: func(_ *timeline.Totals, drops uint64) uint64 { return drops }, listener: true},
 }
 
+// timeWaitsNow is the kernel's own number of TIME_WAIT minisocks that exist in a
+// namespace (/proc/net/sockstat).
+const timeWaitsNow = "sockstat.TCP.tw"
+
+// readings are the kernel's counters at three moments, each of all sides: the
+// trace was running at the first two, and had stopped at the third.
+type readings struct{ before, after, stopped []netlab.Counters }
+
 // counters reads the counters of every namespace of the run.
 func (r *session) counters() ([]netlab.Counters, error) {
 	all := make([]netlab.Counters, len(r.sides))
@@ -87,7 +95,7 @@ func sameChecked(a, b []netlab.Counters) bool {
 }
 
 // sumUp completes the summary after the trace has been drained.
-func (r *session) sumUp(before, after []netlab.Counters) error {
+func (r *session) sumUp(k readings) error {
 	s := r.summary
 	var drops uint64
 	if r.server != nil {
@@ -106,9 +114,9 @@ func (r *session) sumUp(before, after []netlab.Counters) error {
 	s.Events.ByKind = make(map[string]uint64)
 	if r.trace != nil {
 		for i, side := range r.sides {
-			r.addSide(side, after[i].Sub(before[i]), drops)
+			r.addSide(side, k.after[i].Sub(k.before[i]), drops)
+			r.checkLeft(side, k.before[i][timeWaitsNow], k.after[i][timeWaitsNow], k.stopped[i][timeWaitsNow])
 		}
-		s.TimeWait.Now = r.joiner.TimeWaits()
 		names := r.trace.RstReasons()
 		for reason, n := range r.reasons {
 			if name := names[reason]; name != "" {
@@ -163,4 +171,18 @@ func (r *session) addSide(side side, kernel netlab.Counters, drops uint64) {
 		row.Agrees = row.Kernel == row.Twtrace
 		s.CrossCheck = append(s.CrossCheck, row)
 	}
+}
+
+// checkLeft compares the TIME_WAITs that are left with the kernel's. They go on
+// expiring while the trace is stopped, so that any number between the two
+// readings is right. Those from before the trace are not ours to count.
+func (r *session) checkLeft(side side, before, after, stopped uint64) {
+	left := uint64(r.joiner.TimeWaits(side.netns))
+	r.summary.TimeWait.Now += int(left)
+	if before != 0 {
+		return
+	}
+	row := report.CrossCheck{Side: side.name, Counter: timeWaitsNow, Kernel: stopped, Twtrace: left}
+	row.Agrees = left >= min(after, stopped) && left <= max(after, stopped)
+	r.summary.CrossCheck = append(r.summary.CrossCheck, row)
 }

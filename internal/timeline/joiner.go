@@ -211,12 +211,18 @@ func (j *Joiner) Totals(ns tcp.NetNS) Totals {
 	return Totals{}
 }
 
-// TimeWaits returns the number of TIME_WAIT minisocks that were seen to begin
-// and not to end.
-func (j *Joiner) TimeWaits() int {
+// TimeWaits returns the number of TIME_WAIT minisocks of a namespace that were
+// seen to begin and not to end.
+func (j *Joiner) TimeWaits(ns tcp.NetNS) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return len(j.tw)
+	n := 0
+	for _, t := range j.tw {
+		if t.netns == ns {
+			n++
+		}
+	}
+	return n
 }
 
 func (j *Joiner) report(t *Timeline) {
