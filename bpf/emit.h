@@ -107,12 +107,12 @@ static __always_inline __u64 argument(void *ctx, int n)
 }
 
 /* The main program skipped an event that nobody asked for: not a loss. */
-static __always_inline void skipped_out_of_scope(void)
+static __always_inline void skipped_out_of_scope(__u8 kind)
 {
 	struct account *acc = this_account();
 
 	if (acc)
-		__sync_fetch_and_add(&acc->skipped_foreign, 1);
+		__sync_fetch_and_add(&acc->foreign[kind], 1);
 }
 
 #endif

@@ -67,7 +67,7 @@ struct event {
 struct account {
 	__u64 emitted[KIND_MAX]; /* events that a program wanted to record */
 	__u64 lost[KIND_MAX];	 /* of these, not recorded: the ring was full */
-	__u64 skipped_foreign;	 /* main program skipped, event not in scope */
+	__u64 foreign[KIND_MAX]; /* main program skipped, event not in scope */
 };
 
 /* A kernel function, and what it means as the nearest known frame below timer_cancel. */

@@ -14,10 +14,10 @@ import (
 )
 
 type ProbesAccount struct {
-	_              structs.HostLayout
-	Emitted        [16]uint64
-	Lost           [16]uint64
-	SkippedForeign uint64
+	_       structs.HostLayout
+	Emitted [16]uint64
+	Lost    [16]uint64
+	Foreign [16]uint64
 }
 
 type ProbesEvent struct {

@@ -73,7 +73,7 @@ static __always_inline int handle_send_reset(void *ctx, const struct sock *sk,
 		return 0;
 	if (!in_scope(netns)) {
 		if (twin)
-			skipped_out_of_scope();
+			skipped_out_of_scope(KIND_RST_SENT);
 		return 0;
 	}
 	/* A listener answers for connections that it does not have. */
@@ -120,7 +120,7 @@ static __always_inline int handle_receive_reset(void *ctx, struct sock *sk, bool
 		return 0;
 	if (!in_scope(netns)) {
 		if (twin)
-			skipped_out_of_scope();
+			skipped_out_of_scope(KIND_RST_RECEIVED);
 		return 0;
 	}
 	tp = bpf_skc_to_tcp_sock(sk);

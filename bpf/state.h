@@ -94,7 +94,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 		return 0;
 	if (!tp) {
 		if (twin)
-			skipped_out_of_scope();
+			skipped_out_of_scope(KIND_STATE);
 		return 0;
 	}
 

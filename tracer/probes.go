@@ -20,6 +20,8 @@ type probe struct {
 	// and nothing can nest.
 	twin  string
 	facts []tcp.Fact
+	// kind is what a program with a twin reports.
+	kind Kind
 	// timeWait rows need the address of tw_timer_handler.
 	timeWait bool
 }
@@ -27,7 +29,7 @@ type probe struct {
 var probes = []probe{
 	{
 		tracepoint: "inet_sock_set_state", arity: 3,
-		program: bpf.ProbesProgState, twin: bpf.ProbesProgStateTwin,
+		program: bpf.ProbesProgState, twin: bpf.ProbesProgStateTwin, kind: tcp.KindState,
 		facts: []tcp.Fact{tcp.FactState, tcp.FactConnectFail},
 	},
 	{
@@ -44,17 +46,17 @@ var probes = []probe{
 	},
 	{
 		tracepoint: "tcp_send_reset", arity: 3,
-		program: bpf.ProbesProgRstSent, twin: bpf.ProbesProgRstSentTwin,
+		program: bpf.ProbesProgRstSent, twin: bpf.ProbesProgRstSentTwin, kind: tcp.KindRstSent,
 		facts: []tcp.Fact{tcp.FactRstSent, tcp.FactRstReason},
 	},
 	{
 		// Until 6.9: full sockets only, and no reason.
 		tracepoint: "tcp_send_reset", arity: 2,
-		program: bpf.ProbesProgRstSentPlain, twin: bpf.ProbesProgRstSentPlainTwin,
+		program: bpf.ProbesProgRstSentPlain, twin: bpf.ProbesProgRstSentPlainTwin, kind: tcp.KindRstSent,
 	},
 	{
 		tracepoint: "tcp_receive_reset", arity: 1,
-		program: bpf.ProbesProgRstReceived, twin: bpf.ProbesProgRstReceivedTwin,
+		program: bpf.ProbesProgRstReceived, twin: bpf.ProbesProgRstReceivedTwin, kind: tcp.KindRstReceived,
 		facts: []tcp.Fact{tcp.FactRstReceived},
 	},
 }

@@ -444,7 +444,7 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 		return nil, fmt.Errorf("read the counters: %w", err)
 	}
 	s := &Stats{LostByKind: make(map[Kind]uint64)}
-	var foreign uint64
+	foreign := make(map[Kind]uint64)
 	for _, a := range perCPU {
 		for k, n := range a.Lost {
 			if n > 0 {
@@ -452,7 +452,9 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 				s.LostRing += n
 			}
 		}
-		foreign += a.SkippedForeign
+		for k, n := range a.Foreign {
+			foreign[Kind(k)] += n
+		}
 	}
 	for _, p := range t.chosen {
 		for _, name := range []string{p.program, p.twin} {
@@ -467,11 +469,10 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 				Name: name, Runs: st.RunCount, RuntimeNS: uint64(st.Runtime), RecursionMisses: st.RecursionMisses,
 			})
 			if name == p.program {
-				s.SkippedRecursion += st.RecursionMisses
+				s.SkippedRecursion += st.RecursionMisses - min(foreign[p.kind], st.RecursionMisses)
 			}
 		}
 	}
-	s.SkippedRecursion -= min(foreign, s.SkippedRecursion)
 	return s, nil
 }
 
