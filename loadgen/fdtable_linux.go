@@ -27,7 +27,7 @@ import (
 
 // startPoller makes the runtime create its poller, which it does with the first
 // timer. It must run on a goroutine whose thread has the process's table.
-func startPoller() { time.Sleep(1) }
+func startPoller() { time.Sleep(time.Nanosecond) }
 
 // privateFDs gives the calling thread a file-descriptor table of its own, which
 // holds of the process's only 0, 1, 2, the epoll instances and the eventfds; of
@@ -127,7 +127,8 @@ func expandFDs(from, top int) error {
 	if err != nil {
 		return fmt.Errorf("expand the table of open files to %d: %w", top, err)
 	}
-	return sysClose(fd)
+	_ = sysClose(fd) // the descriptor is gone whatever it says
+	return nil
 }
 
 // fdLimit returns how many descriptors one table may hold.

@@ -503,14 +503,14 @@ func (s *shard) end(fd int, phase Phase, e unix.Errno, flags AttemptFlags) {
 	} else {
 		s.remove(&s.living, fd)
 	}
-	var err error
+	var errno unix.Errno
 	if s.mayBlock {
-		err = sysCloseBlocking(fd)
+		errno = sysCloseBlocking(fd)
 	} else {
-		err = sysClose(fd)
+		errno = sysClose(fd)
 	}
-	if err != nil && phase == PhaseDone {
-		phase, e = PhaseClose, err.(unix.Errno)
+	if errno != 0 && phase == PhaseDone {
+		phase, e = PhaseClose, errno
 	}
 	c.state = stateFree
 	s.open--

@@ -46,7 +46,7 @@ func startServer(t testing.TB, p loadgen.ServerPlan) *loadgen.Server {
 
 // storm runs p and returns what it came to and every attempt, sorted by loop and
 // index, having checked what holds for any storm.
-func storm(t testing.TB, ctx context.Context, p loadgen.Plan) (loadgen.Result, []loadgen.Attempt) {
+func storm(ctx context.Context, t testing.TB, p loadgen.Plan) (loadgen.Result, []loadgen.Attempt) {
 	t.Helper()
 	var (
 		attempts []loadgen.Attempt
@@ -246,7 +246,7 @@ func TestStorm(t *testing.T) {
 				}
 				s := startServer(t, server)
 				plan.Target = s.Addr()
-				_, attempts := storm(t, t.Context(), plan)
+				_, attempts := storm(t.Context(), t, plan)
 				all(t, attempts, loadgen.PhaseDone, 0, 0)
 				for i := range attempts {
 					a := &attempts[i]
@@ -276,7 +276,7 @@ func TestServerLinger(t *testing.T) {
 	s := startServer(t, server)
 	plan := loadgen.NewPlan(s.Addr())
 	plan.Loops, plan.Connections, plan.Close = 1, 200, loadgen.ServerCloses
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	all(t, attempts, loadgen.PhaseReceive, loadgen.Errno(unix.ECONNRESET), 0)
 	for i := range attempts {
 		if attempts[i].FirstByte == 0 {
@@ -308,7 +308,7 @@ func TestRefused(t *testing.T) {
 	for _, bytes := range []int{0, 100} {
 		plan := loadgen.NewPlan(refusedAddr(t))
 		plan.Loops, plan.Connections, plan.Bytes = 2, 200, bytes
-		result, attempts := storm(t, t.Context(), plan)
+		result, attempts := storm(t.Context(), t, plan)
 		all(t, attempts, loadgen.PhaseConnect, loadgen.Errno(unix.ECONNREFUSED), 0)
 		if result.Loops[1].Failed != 200 || result.Canceled {
 			t.Errorf("result %+v", result)
@@ -320,7 +320,7 @@ func TestUnreachable(t *testing.T) {
 	// 255.255.255.255 is refused by connect() itself (ip_route_connect: broadcast).
 	plan := loadgen.NewPlan(netip.MustParseAddrPort("255.255.255.255:80"))
 	plan.Loops, plan.Connections = 1, 10
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	all(t, attempts, loadgen.PhaseConnect, loadgen.Errno(unix.ENETUNREACH), 0)
 }
 
@@ -356,7 +356,7 @@ func TestCancel(t *testing.T) {
 			}()
 			plan := loadgen.NewPlan(s.Addr())
 			plan.Loops, plan.Connections, plan.Concurrency, plan.Linger = 3, 200, 100, c.linger
-			result, attempts := storm(t, ctx, plan)
+			result, attempts := storm(ctx, t, plan)
 			all(t, attempts, loadgen.PhaseReceive, loadgen.Errno(unix.ECANCELED), loadgen.Cancelled)
 			if len(attempts) != 100 || !result.Canceled || len(result.Loops) != 1 {
 				t.Errorf("%d attempts, result %+v", len(attempts), result)
@@ -372,12 +372,12 @@ func TestCancelBeforeAndBetween(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	plan.OnLoop = func(loadgen.LoopResult) { cancel() }
-	result, attempts := storm(t, ctx, plan)
+	result, attempts := storm(ctx, t, plan)
 	all(t, attempts, loadgen.PhaseDone, 0, 0)
 	if len(attempts) != 20 || !result.Canceled {
 		t.Errorf("between loops: %d attempts, result %+v", len(attempts), result)
 	}
-	result, attempts = storm(t, ctx, plan)
+	result, attempts = storm(ctx, t, plan)
 	if len(attempts) != 0 || !result.Canceled || len(result.Loops) != 0 {
 		t.Errorf("before: %d attempts, result %+v", len(attempts), result)
 	}
@@ -396,7 +396,7 @@ func TestCancelHeld(t *testing.T) {
 	}()
 	plan := loadgen.NewPlan(s.Addr())
 	plan.Loops, plan.Connections, plan.Hold = 1, 50, 1000*time.Hour
-	result, attempts := storm(t, ctx, plan)
+	result, attempts := storm(ctx, t, plan)
 	if len(attempts) != 50 || !result.Canceled {
 		t.Errorf("%d attempts, result %+v", len(attempts), result)
 	}
@@ -439,7 +439,7 @@ func TestRuntimeAlongside(t *testing.T) {
 			return
 		}
 		go func() {
-			w.Write([]byte("x"))
+			_, _ = w.Write([]byte("x"))
 			w.Close()
 		}()
 		// Ends only if no shard keeps a copy of the writing end.
@@ -451,7 +451,7 @@ func TestRuntimeAlongside(t *testing.T) {
 	for range 5 { // new threads, new tables
 		plan := loadgen.NewPlan(s.Addr())
 		plan.Loops, plan.Connections, plan.Shards, plan.Linger = 2, 300, 3, 0
-		_, attempts := storm(t, t.Context(), plan)
+		_, attempts := storm(t.Context(), t, plan)
 		all(t, attempts, loadgen.PhaseDone, 0, 0)
 	}
 	close(stop)
@@ -472,7 +472,7 @@ func TestSelfConnect(t *testing.T) {
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	all(t, attempts, loadgen.PhaseConnect, loadgen.Errno(unix.EADDRINUSE), loadgen.SelfConnected)
 }
 
@@ -501,7 +501,7 @@ func onlyPort(port int) error {
 func TestOwnTimeout(t *testing.T) {
 	plan := loadgen.NewPlan(mute(t))
 	plan.Loops, plan.Connections, plan.Timeout = 1, 50, 20*time.Millisecond
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	all(t, attempts, loadgen.PhaseReceive, loadgen.Errno(unix.ETIMEDOUT), loadgen.OwnTimeout)
 }
 
@@ -513,7 +513,7 @@ func TestServerKilled(t *testing.T) {
 	plan.Loops, plan.Connections, plan.Concurrency = 20, 500, 50
 	var once sync.Once
 	plan.OnAttempts = func([]loadgen.Attempt) { once.Do(func() { s.Close() }) }
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	var finished uint64
 	failures := make(map[string]int)
 	for i := range attempts {
@@ -546,7 +546,7 @@ func TestShortReply(t *testing.T) {
 	// 100 of the 101 bytes are read; the last one makes the server's close() an
 	// RST if it comes late, so that it has to be one segment: it is.
 	plan.Loops, plan.Connections, plan.Bytes = 1, 50, 101
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	for i := range attempts {
 		a := &attempts[i]
 		short := a.Errno == loadgen.Errno(unix.EPROTO) && a.Flags == loadgen.ShortReply
@@ -577,7 +577,7 @@ func TestFileLimit(t *testing.T) {
 	plan := loadgen.NewPlan(s.Addr())
 	plan.Loops, plan.Connections, plan.Shards = 1, 400, 1
 	plan.Hold = 500 * time.Millisecond // so that all of them want to be open at once
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	counts := make(map[loadgen.Errno]int)
 	for i := range attempts {
 		a := &attempts[i]
@@ -598,7 +598,7 @@ func TestFileLimit(t *testing.T) {
 	if st.Shards() != 3 { // ceil(400 / (200-64))
 		t.Errorf("%d shards for 400 connections and a limit of 200", st.Shards())
 	}
-	_, attempts = storm(t, t.Context(), plan)
+	_, attempts = storm(t.Context(), t, plan)
 	all(t, attempts, loadgen.PhaseDone, 0, 0)
 }
 
@@ -623,7 +623,7 @@ func TestServerFileLimit(t *testing.T) {
 	s := startServer(t, server)
 	plan := loadgen.NewPlan(s.Addr())
 	plan.Loops, plan.Connections, plan.Shards, plan.Hold = 1, 300, 5, 100*time.Millisecond
-	_, attempts := storm(t, t.Context(), plan)
+	_, attempts := storm(t.Context(), t, plan)
 	all(t, attempts, loadgen.PhaseDone, 0, 0)
 	if stats := closed(t, s); stats.Accepted != 300 || stats.Closed != 300 || stats.AcceptErrors == 0 {
 		t.Errorf("server: %+v", stats)

@@ -87,20 +87,23 @@ func sysAccept(fd int) (int, unix.Errno) {
 
 // sysClose closes fd. On Linux the descriptor is gone whatever it returns, and
 // EINTR is no error: the wait that it interrupted was SO_LINGER's.
-func sysClose(fd int) error {
-	if _, _, e := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0); e != 0 && e != unix.EINTR {
-		return e
-	}
-	return nil
+func sysClose(fd int) unix.Errno {
+	_, _, e := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+	return unlessInterrupted(e)
 }
 
 // sysCloseBlocking is sysClose for sockets with SO_LINGER of more than 0 seconds,
 // for which close() waits, non-blocking or not (inet_release, tcp_close).
-func sysCloseBlocking(fd int) error {
-	if _, _, e := unix.Syscall(unix.SYS_CLOSE, uintptr(fd), 0, 0); e != 0 && e != unix.EINTR {
-		return e
+func sysCloseBlocking(fd int) unix.Errno {
+	_, _, e := unix.Syscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+	return unlessInterrupted(e)
+}
+
+func unlessInterrupted(e unix.Errno) unix.Errno {
+	if e == unix.EINTR {
+		return 0
 	}
-	return nil
+	return e
 }
 
 // sysEpollAdd watches fd; its events carry fd and generation.

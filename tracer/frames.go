@@ -48,7 +48,7 @@ var frames = []struct {
 // (.part.0, .cold), each a range of its own.
 const maxFrames = 32
 
-// ErrNoKallsyms: /proc/kallsyms shows no addresses, so that a TIME_WAIT's timer
+// ErrNoKallsyms says that /proc/kallsyms shows no addresses, so that a TIME_WAIT's timer
 // can't be told from others.
 var ErrNoKallsyms = errors.New("kernel symbol addresses are hidden")
 

@@ -10,9 +10,13 @@ import (
 
 // The words of the trace, shared with the packages that read recordings.
 type (
-	Event    = tcp.Event
-	NetNS    = tcp.NetNS
-	Kind     = tcp.Kind
+	// Event is one fact that the kernel side reported.
+	Event = tcp.Event
+	// NetNS is the cookie of a network namespace.
+	NetNS = tcp.NetNS
+	// Kind says what an Event reports.
+	Kind = tcp.Kind
+	// Coverage is how well each fact can be seen.
 	Coverage = tcp.Coverage
 )
 

@@ -678,7 +678,7 @@ func TestDo(t *testing.T) {
 		t.Errorf("the main thread is in %s, %v; was in %s", now, err, home)
 	}
 	want := errors.New("mine")
-	if err := lab.Client().Do(func() error { return want }); err != want {
+	if err := lab.Client().Do(func() error { return want }); !errors.Is(err, want) {
 		t.Errorf("Do returned %v", err)
 	}
 	if err := lab.Client().Do(func() error { runtime.Goexit(); return nil }); !errors.Is(err, errGoexit) {

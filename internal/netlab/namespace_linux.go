@@ -205,7 +205,7 @@ func readOnce(f *os.File, b []byte) (n int, err error) {
 	}
 	control := conn.Control(func(fd uintptr) {
 		for {
-			if n, err = unix.Pread(int(fd), b, 0); err != unix.EINTR {
+			if n, err = unix.Pread(int(fd), b, 0); !errors.Is(err, unix.EINTR) {
 				return
 			}
 		}

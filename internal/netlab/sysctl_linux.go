@@ -195,7 +195,7 @@ func putBack(before []hostSetting, set []Sysctl) error {
 			continue
 		}
 		err = Sysctl{Key: h.key, Value: h.value}.write()
-		problems = append(problems, fmt.Errorf("%s: is not per namespace on this kernel: the host's value changed from %q and was put back (%v): %w", h.key, h.value, err, ErrHostSetting))
+		problems = append(problems, fmt.Errorf("%s: is not per namespace on this kernel: the host's value changed from %q and was put back (%w): %w", h.key, h.value, err, ErrHostSetting))
 	}
 	return errors.Join(problems...)
 }

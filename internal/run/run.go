@@ -42,7 +42,7 @@ type Options struct {
 	OnLoop func(report.Loop)
 }
 
-// ErrUnreachable: there is no route to the target.
+// ErrUnreachable says that there is no route to the target.
 var ErrUnreachable = errors.New("no route to the target")
 
 // echoPort is the server's port in namespaces of the run's own: the echo

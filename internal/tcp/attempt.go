@@ -56,17 +56,17 @@ type Attempt struct {
 type AttemptFlags uint8
 
 const (
-	// SelfConnected: the kernel chose the destination's own port as source port, and
+	// SelfConnected means that the kernel chose the destination's own port as source port, and
 	// the socket was connected to itself; Phase is PhaseConnect and Errno EADDRINUSE,
 	// though connect() succeeded. Looked for only where it can happen: the target
 	// is an address of this host and its port is in ip_local_port_range.
 	SelfConnected AttemptFlags = 1 << iota
-	// OwnTimeout: Errno is ETIMEDOUT because Plan.Timeout ran out, not
+	// OwnTimeout means that Errno is ETIMEDOUT because Plan.Timeout ran out, not
 	// because the kernel said so.
 	OwnTimeout
-	// Cancelled: the run was stopped while the attempt was under way; Errno is ECANCELED.
+	// Cancelled means that the run was stopped while the attempt was under way; Errno is ECANCELED.
 	Cancelled
-	// ShortReply: the peer closed before the whole reply came; Errno is EPROTO.
+	// ShortReply means that the peer closed before the whole reply came; Errno is EPROTO.
 	ShortReply
 )
 

@@ -78,17 +78,17 @@ func (c Cause) String() string {
 type Flags uint8
 
 const (
-	// FlagRescued: the first copy of the program was skipped by the kernel's
+	// FlagRescued means that the first copy of the program was skipped by the kernel's
 	// recursion guard, and its twin recorded the event instead.
 	FlagRescued Flags = 1 << iota
-	// FlagNoSegment: a socket left SYN_SENT and never sent a segment, so that
+	// FlagNoSegment means that a socket left SYN_SENT and never sent a segment, so that
 	// its connect() failed inside the kernel (tcp_sock.segs_out is 0).
 	FlagNoSegment
-	// FlagLinger0: SO_LINGER {1,0} was set on the socket when it was closed.
+	// FlagLinger0 means that SO_LINGER {1,0} was set on the socket when it was closed.
 	FlagLinger0
-	// FlagTWMade: the socket became a TIME_WAIT minisock on this transition.
+	// FlagTWMade means that the socket became a TIME_WAIT minisock on this transition.
 	FlagTWMade
-	// FlagActive: the RST was sent by the socket's own side closing it
+	// FlagActive means that the RST was sent by the socket's own side closing it
 	// (tcp_send_active_reset), not as the answer to a segment.
 	FlagActive
 )
