@@ -1,5 +1,12 @@
 package tracer
 
+import (
+	"errors"
+	"fmt"
+
+	"github.com/twtrace/twtrace/bpf"
+)
+
 // Stats is the account of a trace. Every event that happened while the trace
 // was attached is in exactly one of Recorded, LostRing and SkippedRecursion:
 //
@@ -38,4 +45,74 @@ type ProgramStats struct {
 	Runs            uint64
 	RuntimeNS       uint64
 	RecursionMisses uint64
+}
+
+// Stats returns the account so far. It is complete, and Seen is exact, once
+// Read has returned io.EOF.
+func (t *Tracer) Stats() (Stats, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var s Stats
+	if t.final != nil {
+		s = *t.final
+	} else {
+		k, err := t.kernelStats()
+		if err != nil {
+			return Stats{}, err
+		}
+		s = *k
+	}
+	s.Recorded = t.recorded.Load()
+	s.Rescued = t.rescued.Load()
+	s.Duplicates = t.duplicates.Load()
+	s.ByKind = make(map[Kind]uint64)
+	for k := range t.byKind {
+		if n := t.byKind[k].Load(); n > 0 {
+			s.ByKind[Kind(k)] = n
+		}
+	}
+	s.Seen = s.Recorded + s.LostRing + s.SkippedRecursion
+	return s, nil
+}
+
+// kernelStats reads what the kernel side counted. The caller holds mu.
+func (t *Tracer) kernelStats() (*Stats, error) {
+	if t.closed {
+		return nil, errors.New("the trace is closed")
+	}
+	var perCPU []bpf.ProbesAccount
+	if err := t.coll.Maps[bpf.ProbesMapAccounts].Lookup(uint32(0), &perCPU); err != nil {
+		return nil, fmt.Errorf("read the counters: %w", err)
+	}
+	s := &Stats{LostByKind: make(map[Kind]uint64)}
+	foreign := make(map[Kind]uint64)
+	for _, a := range perCPU {
+		for k, n := range a.Lost {
+			if n > 0 {
+				s.LostByKind[Kind(k)] += n
+				s.LostRing += n
+			}
+		}
+		for k, n := range a.Foreign {
+			foreign[Kind(k)] += n
+		}
+	}
+	for _, p := range t.chosen {
+		for _, name := range []string{p.program, p.twin} {
+			if name == "" {
+				continue
+			}
+			st, err := t.coll.Programs[name].Stats()
+			if err != nil {
+				return nil, fmt.Errorf("read the counters of program %s: %w", name, err)
+			}
+			s.Programs = append(s.Programs, ProgramStats{
+				Name: name, Runs: st.RunCount, RuntimeNS: uint64(st.Runtime), RecursionMisses: st.RecursionMisses,
+			})
+			if name == p.program {
+				s.SkippedRecursion += st.RecursionMisses - min(foreign[p.kind], st.RecursionMisses)
+			}
+		}
+	}
+	return s, nil
 }
