@@ -83,10 +83,33 @@ func (a *app) root() *cobra.Command {
 		if errors.Is(err, pflag.ErrHelp) {
 			return err
 		}
+		var value *pflag.InvalidValueError
+		if errors.As(err, &value) {
+			if want := wants[value.GetFlag().Value.Type()]; want != "" {
+				return usagef("--%s %q: want %s: see `%s --help`", value.GetFlag().Name, value.GetValue(), want, cmd.CommandPath())
+			}
+		}
 		return usagef("%w: see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(a.runCommand(), a.serveCommand(), a.versionCommand(), a.manCommand())
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			// By itself cobra takes a shell that it does not know for a call for help.
+			cmd.Args = cobra.ArbitraryArgs
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				return usagef("no completion for %q: want one of bash, zsh, fish: see `%s --help`", args, cmd.CommandPath())
+			}
+		}
+	}
 	return root
+}
+
+// wants say what the flags of a type take, in the words of people.
+var wants = map[string]string{
+	"int":      "a whole number",
+	"duration": "a time with its unit, for instance 500ms or 2s",
+	"bool":     "true or false",
 }
 
 // exitCode is the table of what an error means to the caller.

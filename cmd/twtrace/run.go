@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,16 +36,33 @@ type runFlags struct {
 	strict  bool
 	sysctls []string
 	short   [len(shortForms)]string
+	given   func(flag string) bool // on the command line, be it empty
 }
 
 // shortForms are flags of their own for the settings that the experiments turn.
-var shortForms = [...]struct{ flag, value, key, help string }{
+var shortForms = [...]shortForm{
 	{"tw-reuse", "0|1|2", report.SysctlReuse, "tcp_tw_reuse: may connect() take the port of a TIME_WAIT"},
 	{"port-range", "LO-HI", report.SysctlPortRange, "ip_local_port_range: the ports connect() chooses from"},
 	{"max-tw-buckets", "N", report.SysctlBuckets, "tcp_max_tw_buckets: how many TIME_WAITs there may be"},
 	{"fin-timeout", "SECONDS", report.SysctlFin, "tcp_fin_timeout: how long FIN_WAIT2 may last"},
 	{"timestamps", "0|1", report.SysctlStamps, "tcp_timestamps"},
 	{"syncookies", "0|1", report.SysctlCookies, "tcp_syncookies"},
+}
+
+type shortForm struct{ flag, value, key, help string }
+
+// check says whether a value is one that the flag's help promises.
+func (s *shortForm) check(value string) error {
+	if words := strings.Split(s.value, "|"); len(words) > 1 {
+		if !slices.Contains(words, value) {
+			return fmt.Errorf("want %s", s.value)
+		}
+		return nil
+	}
+	if _, err := strconv.ParseUint(value, 10, 31); err != nil {
+		return errors.New("want a number")
+	}
+	return nil
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -66,7 +85,10 @@ func (a *app) runCommand() *cobra.Command {
 			"  sudo twtrace run --tw-reuse 1        # reuse TIME_WAIT\n" +
 			"  sudo twtrace run --loops 1 --connections 100 --linger-watch 65s   # see them expire",
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.run(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.given = cmd.Flags().Changed
+			return a.run(cmd.Context(), f)
+		},
 	}
 	fl := cmd.Flags()
 	fl.SortFlags = false
@@ -152,7 +174,7 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		return opts, usageError{err}
 	}
 	opts.Net.IPv6 = f.ipv6
-	if f.linger != "" {
+	if f.given("linger") {
 		seconds, err := strconv.ParseUint(f.linger, 10, 16)
 		if err != nil {
 			return opts, usagef("--linger=%s: want whole seconds from 0 to 65535", f.linger)
@@ -162,8 +184,8 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 	if f.backlog < 1 || f.watch < 0 {
 		return opts, usagef("--backlog must be at least 1 and --linger-watch not negative")
 	}
-	if f.target != "" {
-		if f.net.value == "loopback" || len(f.sysctls) > 0 {
+	if f.given("target") {
+		if f.given("net") && f.net.value != "host" || len(f.sysctls) > 0 {
 			return opts, usagef("--target is a server outside the namespaces that a run makes: leave --net and --sysctl out")
 		}
 		opts.Net.Kind = netlab.Host
@@ -196,18 +218,18 @@ func (f *runFlags) settings(opts *run.Options) error {
 		opts.Net.Sysctls = append(opts.Net.Sysctls, s)
 	}
 	for i, form := range shortForms {
-		value := f.short[i]
-		if value == "" {
+		if !f.given(form.flag) {
 			continue
 		}
+		value := f.short[i]
 		if form.key == report.SysctlPortRange {
 			lo, hi, err := parsePorts(value)
 			if err != nil {
 				return usagef("--%s %s: %w", form.flag, value, err)
 			}
 			value = fmt.Sprintf("%d %d", lo, hi)
-		} else if _, err := strconv.ParseUint(value, 10, 31); err != nil {
-			return usagef("--%s %s: want a number", form.flag, value)
+		} else if err := form.check(value); err != nil {
+			return usagef("--%s %s: %w", form.flag, value, err)
 		}
 		opts.Net.Sysctls = append(opts.Net.Sysctls, netlab.Sysctl{Key: form.key, Value: value})
 	}

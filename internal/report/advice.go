@@ -88,8 +88,12 @@ func Explain(s *Summary) {
 		if s.Sysctls[SysctlReuse] == "2" {
 			why = "tcp_tw_reuse is 2, the kernel's default, and both ends are loopback addresses"
 		}
-		say("connect() took over the ports of %d TIME_WAITs: %s, and a TIME_WAIT with timestamps may be reused %s after it began, so the ports did not run out.",
-			tw.ReusedByConnect, why, reuseDelay(s))
+		end := ", so the ports did not run out"
+		if hasCause(s, verdict.PortExhausted) {
+			end = "; that was not soon enough for every connect()"
+		}
+		say("connect() took over the ports of %d TIME_WAITs: %s, and a TIME_WAIT with timestamps may be reused %s after it began%s.",
+			tw.ReusedByConnect, why, reuseDelay(s), end)
 	}
 	if tw.Overflowed > 0 {
 		say("%d TIME_WAITs were skipped because tcp_max_tw_buckets=%s was reached: these connections ended without the protection that TIME_WAIT gives.",

@@ -48,6 +48,7 @@ type failure struct {
 	count       int
 	withEvents  int
 	first, last timeline.Timeline
+	example     timeline.Timeline // the first that was joined; Joined is false if none was
 	events      []uint64
 }
 
@@ -159,6 +160,9 @@ func (b *Builder) Timeline(t *timeline.Timeline) {
 	}
 	if t.Joined {
 		f.withEvents++
+		if !f.example.Joined || t.Attempt.Closed < f.example.Attempt.Closed {
+			f.example = *t
+		}
 	}
 	for _, s := range t.Events() {
 		if len(f.events) < maxEvents {
@@ -223,7 +227,7 @@ func (b *Builder) Fill(s *Summary) {
 		if a.Count != b.Count {
 			return b.Count - a.Count
 		}
-		return slices.Compare([]string{a.Errno, a.Phase}, []string{b.Errno, b.Phase})
+		return slices.Compare([]string{a.Errno, a.Phase, string(a.Cause)}, []string{b.Errno, b.Phase, string(b.Cause)})
 	})
 }
 

@@ -72,19 +72,19 @@ func (f *failure) evidence(s *Summary, v verdict.Verdict, started int64) map[str
 		e["basis"] = "errno alone: the run was not traced"
 		return e
 	}
-	if f.first.Joined {
-		e["example_cookie"] = uint64(f.first.Attempt.Cookie)
-		e["example_states"] = states(&f.first)
+	if f.example.Joined {
+		e["example_cookie"] = uint64(f.example.Attempt.Cookie)
+		e["example_states"] = states(&f.example)
 	}
-	if step := f.first.ClosedWith(); step != nil {
+	if step := f.example.ClosedWith(); step != nil {
 		e["kernel_errno"] = step.Errno.String()
 	}
 	if v.Cause == verdict.PortExhausted {
-		// As connect() failed, for the same source and destination.
-		e["time_wait"] = f.first.AtFailure.TimeWait
-		e["open"] = f.first.AtFailure.Open
-		e["last_time_wait"] = f.last.AtFailure.TimeWait
-		e["last_open"] = f.last.AtFailure.Open
+		// As connect() began its search, for the same source and destination.
+		e["time_wait"] = f.first.AtConnect.TimeWait
+		e["open"] = f.first.AtConnect.Open
+		e["last_time_wait"] = f.last.AtConnect.TimeWait
+		e["last_open"] = f.last.AtConnect.Open
 		if lo, hi, ports, ok := portRange(s); ok {
 			e["port_range"] = []int{lo, hi}
 			e["ports"] = ports
@@ -96,11 +96,11 @@ func (f *failure) evidence(s *Summary, v verdict.Verdict, started int64) map[str
 // states writes a timeline's state changes: CLOSE > SYN_SENT > CLOSE.
 func states(t *timeline.Timeline) string {
 	var b strings.Builder
-	for i, step := range t.Events() {
+	for _, step := range t.Events() {
 		if step.Old == step.New {
 			continue
 		}
-		if i == 0 {
+		if b.Len() == 0 {
 			b.WriteString(step.Old.String())
 		}
 		b.WriteString(" > " + step.New.String())

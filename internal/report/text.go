@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/verdict"
@@ -50,9 +51,9 @@ func (t *Text) Header(s *Summary) error {
 	if o.ReuseAddr {
 		flags += ", SO_REUSEADDR"
 	}
-	t.line("%d × %d connections of %d bytes to %s (net %s), %s closes first, SO_LINGER %s%s",
-		o.Loops, o.Connections, o.Bytes, s.Target, s.Net, o.Close, linger, flags)
-	t.line("Linux %s%s", s.Kernel, t.sysctls(s))
+	t.wrapHead("", "  ", fmt.Sprintf("%d × %d connections of %d bytes to %s (net %s), %s closes first, SO_LINGER %s%s",
+		o.Loops, o.Connections, o.Bytes, s.Target, s.Net, o.Close, linger, flags))
+	t.wrapHead("", "  ", fmt.Sprintf("Linux %s%s", s.Kernel, t.sysctls(s)))
 	t.line("")
 	t.line("%s", t.bold(fmt.Sprintf("%4s %9s %8s %9s %12s %12s %10s %9s",
 		"LOOP", "FINISHED", "FAILED", "SECONDS", "CONNECT p50", "p99 (ms)", "TIME_WAIT", "PORTS")))
@@ -153,7 +154,7 @@ func proof(s *Summary, f *Failure) string {
 	}
 	switch f.Cause {
 	case verdict.PortExhausted:
-		return fmt.Sprintf("no source port was left for %s: of %v ports %v were in TIME_WAIT and %v open as the first failed (%v and %v at the last); %v of %d failed inside the kernel, no port chosen and no segment sent; %s",
+		return fmt.Sprintf("no source port was left for %s: of %v ports %v were in TIME_WAIT and %v open as the first that failed began to look (%v and %v for the last); %v of %d failed inside the kernel, no port chosen and no segment sent; %s",
 			s.Target, e["ports"], e["time_wait"], e["open"], e["last_time_wait"], e["last_open"], e["with_events"], f.Count, when)
 	}
 	if errno, ok := e["kernel_errno"]; ok {
@@ -166,29 +167,29 @@ func (t *Text) account(s *Summary) {
 	tw := s.TimeWait
 	t.line("")
 	if s.Options.Trace {
-		t.line("%s  %d entered (%d as FIN_WAIT2), %d skipped (bucket limit)%s",
-			t.bold("TIME_WAIT"), tw.Entered, tw.FinWait2, tw.Overflowed, sides(s))
+		t.item("TIME_WAIT", "%d entered (%d as FIN_WAIT2), %d skipped (bucket limit)%s",
+			tw.Entered, tw.FinWait2, tw.Overflowed, sides(s))
 		t.line("           ended: %d expired, %d reused by connect, %d replaced by SYN, %d killed by RST,",
 			tw.Expired, tw.ReusedByConnect, tw.ReplacedBySyn, tw.KilledByRst)
 		t.line("           %d purged, %d destroyed%s; %d left now", tw.Purged, tw.Destroyed, unknown(tw.UnknownEnd), tw.Now)
 		if l := tw.ExpiredSeconds; l != nil {
 			t.line("           %d expired after %.2f to %.2f s (median %.2f)", l.Count, l.Min, l.Max, l.P50)
 		}
-		t.line("%s        %d sent, %d received%s", t.bold("RST"), s.Resets.Sent, s.Resets.Received, reasons(s.Resets.Reasons))
+		t.item("RST", "%d sent, %d received%s", s.Resets.Sent, s.Resets.Received, reasons(s.Resets.Reasons))
 	}
 	if s.Server != nil {
-		t.line("%s     %d accepted, %d closed, %d connected but never accepted",
-			t.bold("SERVER"), s.Server.Accepted, s.Server.Closed, s.Server.NeverAccepted)
+		t.item("SERVER", "%d accepted, %d closed, %d connected but never accepted",
+			s.Server.Accepted, s.Server.Closed, s.Server.NeverAccepted)
 	}
 	if !s.Options.Trace {
-		t.line("%s      none: the run was not traced, so causes come from error numbers alone", t.bold("TRACE"))
+		t.item("TRACE", "none: the run was not traced, so causes come from error numbers alone")
 		return
 	}
 	t.crossCheck(s)
 	e := s.Events
-	t.line("%s     %d of %d attempts that called connect() joined by cookie", t.bold("JOINED"), s.Joined.ByCookie, s.Joined.Attempts)
-	t.line("%s     %d seen = %d recorded + %d lost in the ring + %d skipped by the kernel (%d of them rescued)",
-		t.bold("EVENTS"), e.Seen, e.Recorded, e.LostRing, e.SkippedRecursion, e.Rescued)
+	t.item("JOINED", "%d of %d attempts that called connect() joined by cookie", s.Joined.ByCookie, s.Joined.Attempts)
+	t.item("EVENTS", "%d seen = %d recorded + %d lost in the ring + %d skipped by the kernel (%d of them rescued)",
+		e.Seen, e.Recorded, e.LostRing, e.SkippedRecursion, e.Rescued)
 	if lost := e.Lost(); lost > 0 {
 		t.line("           %s", t.red(fmt.Sprintf("%d events are missing: what is said above is incomplete", lost)))
 	}
@@ -237,10 +238,10 @@ func (t *Text) crossCheck(s *Summary) {
 			agree++
 		}
 	}
-	t.line("%s     %d of %d counters of the kernel agree", t.bold("KERNEL"), agree, len(s.CrossCheck))
+	t.item("KERNEL", "%d of %d counters of the kernel agree", agree, len(s.CrossCheck))
 	for _, c := range s.CrossCheck {
 		if !c.Agrees {
-			t.line("           %s", t.red(fmt.Sprintf("%s %s: kernel %d, twtrace %d", c.Side, c.Counter, c.Kernel, c.Twtrace)))
+			t.wrap("           ", t.red(fmt.Sprintf("%s %s: kernel %d, twtrace %d", c.Side, c.Counter, c.Kernel, c.Twtrace)))
 		}
 	}
 }
@@ -255,7 +256,7 @@ func (t *Text) coverage(s *Summary) {
 		}
 		if len(facts) > 0 {
 			slices.Sort(facts)
-			t.wrapHead(fmt.Sprintf("%-10s ", t.bold("COVERAGE")+"  "), "           ", fmt.Sprintf("%s: %s", grade, strings.Join(facts, ", ")))
+			t.item("COVERAGE", "%s: %s", grade, strings.Join(facts, ", "))
 		}
 	}
 }
@@ -274,12 +275,22 @@ const width = 100
 
 func (t *Text) wrap(indent, text string) { t.wrapHead(indent, indent, text) }
 
+// item writes an entry of the account under its name.
+func (t *Text) item(name, format string, args ...any) {
+	t.wrapHead(t.bold(name)+strings.Repeat(" ", 11-len(name)), "           ", fmt.Sprintf(format, args...))
+}
+
+// columns is the width of a line on a terminal, which shows no colour codes.
+func columns(line string) int {
+	return utf8.RuneCountInString(paints.Replace(line))
+}
+
 // wrapHead writes text in lines of at most width columns; the first begins with
 // head, the others with indent.
 func (t *Text) wrapHead(head, indent, text string) {
 	line, empty := head, true
 	for _, word := range strings.Fields(text) {
-		if !empty && len([]rune(line))+1+len([]rune(word)) > width {
+		if !empty && columns(line)+1+columns(word) > width {
 			t.line("%s", line)
 			line, empty = indent, true
 		}
@@ -292,12 +303,20 @@ func (t *Text) wrapHead(head, indent, text string) {
 	t.line("%s", line)
 }
 
-func (t *Text) bold(s string) string { return t.paint("\x1b[1m", s) }
-func (t *Text) red(s string) string  { return t.paint("\x1b[31m", s) }
+const (
+	bold  = "\x1b[1m"
+	red   = "\x1b[31m"
+	plain = "\x1b[0m"
+)
+
+var paints = strings.NewReplacer(bold, "", red, "", plain, "")
+
+func (t *Text) bold(s string) string { return t.paint(bold, s) }
+func (t *Text) red(s string) string  { return t.paint(red, s) }
 
 func (t *Text) paint(code, s string) string {
 	if !t.color {
 		return s
 	}
-	return code + s + "\x1b[0m"
+	return code + s + plain
 }

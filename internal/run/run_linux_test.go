@@ -103,7 +103,8 @@ func do(t *testing.T, opts Options) *report.Summary {
 		t.Error("nothing was compared with the kernel's counters")
 	}
 	for _, c := range s.CrossCheck {
-		if !c.Agrees || c.Kernel != c.Twtrace {
+		// What is left of TIME_WAITs may go on expiring between two readings.
+		if !c.Agrees || c.Kernel != c.Twtrace && c.Counter != timeWaitsNow {
 			t.Errorf("%s %s: the kernel counted %d, twtrace %d", c.Side, c.Counter, c.Kernel, c.Twtrace)
 		}
 	}
@@ -166,7 +167,9 @@ var networks = []struct {
 	{"loopback, IPv6", netlab.Options{Kind: netlab.Loopback, IPv6: true}},
 }
 
-func require(t *testing.T) { testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth, testenv.BPF) }
+func require(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth, testenv.BPF)
+}
 
 func TestLinger(t *testing.T) {
 	require(t)
@@ -368,7 +371,8 @@ func TestUntraced(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	require(t)
 	opts := storm(netlab.Pair)
-	opts.Plan.Loops, opts.Plan.Connections = 100_000, 20
+	opts.Plan.Loops, opts.Plan.Connections = 100_000, 100
+	opts.Plan.Bytes = 20_000 // some replies are on their way as their sockets are closed
 	opts.Watch = time.Hour
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -381,7 +385,7 @@ func TestInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !s.Interrupted || s.Totals.Attempts == 0 || s.Totals.Attempts >= 100_000*20 || s.Totals.Attempts != shown {
+	if !s.Interrupted || s.Totals.Attempts == 0 || s.Totals.Attempts >= 100_000*100 || s.Totals.Attempts != shown {
 		t.Errorf("interrupted %t, %d attempts, %d shown", s.Interrupted, s.Totals.Attempts, shown)
 	}
 	if s.Unexplained != 0 || s.Joined.ByCookie != s.Joined.Attempts {
@@ -511,7 +515,7 @@ func TestErrors(t *testing.T) {
 	if s, err := Run(t.Context(), opts); s != nil || err == nil {
 		t.Errorf("a setting of the host: %v, %v", s, err)
 	}
-	gone(t, threadNamespaces(t), nil)
+	gone(t, nil)
 }
 
 // TestNothingLeft: programs, namespaces and open files of this process are as
@@ -521,7 +525,6 @@ func TestNothingLeft(t *testing.T) {
 	require(t)
 	do(t, storm(netlab.Pair)) // what is opened once for good
 	files := openFiles(t)
-	home := threadNamespaces(t)
 	links, err := net.Interfaces()
 	if err != nil {
 		t.Fatal(err)
@@ -537,7 +540,7 @@ func TestNothingLeft(t *testing.T) {
 	if len(programs) == 0 || len(during) == 1 {
 		t.Fatalf("programs %v and namespaces %v during the run: the test sees nothing", programs, during)
 	}
-	gone(t, home, programs)
+	gone(t, programs)
 	if got := openFiles(t); len(got) > len(files) {
 		t.Errorf("files are open that were not:\n%s\nbefore:\n%s", strings.Join(got, "\n"), strings.Join(files, "\n"))
 	}
@@ -550,9 +553,14 @@ func TestNothingLeft(t *testing.T) {
 	}
 }
 
-// gone waits until the programs are gone and all threads are in the namespaces of home.
-func gone(t *testing.T, home []string, programs []ebpf.ProgramID) {
+// gone waits until the programs are gone and all threads are where the main thread
+// is, which never enters a namespace.
+func gone(t *testing.T, programs []ebpf.ProgramID) {
 	t.Helper()
+	home, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
 	deadline := time.Now().Add(pollLimit)
 	for {
 		var left []string
@@ -565,7 +573,7 @@ func gone(t *testing.T, home []string, programs []ebpf.ProgramID) {
 				t.Fatal(err)
 			}
 		}
-		if now := threadNamespaces(t); !slices.Equal(now, home) {
+		if now := threadNamespaces(t); !slices.Equal(now, []string{home}) {
 			left = append(left, fmt.Sprint("threads in ", now))
 		}
 		if len(left) == 0 {

@@ -56,7 +56,7 @@ var checks = []check{
 	{counter: "TcpExt.TWKilled", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWShort }},
 	{counter: "TcpExt.TWRecycled", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWEnd[tcp.CauseReusedByConnect] }},
 	{counter: "TcpExt.TCPTimeWaitOverflow", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWOverflow }},
-	{counter: "TcpExt.TCPAbortOnData", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.Linger0 }},
+	{counter: "TcpExt.TCPAbortOnData", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.Linger0 + t.DataAfterClose }},
 	{counter: "TcpExt.ListenOverflows", twtrace: func(_ *timeline.Totals, drops uint64) uint64 { return drops }, listener: true},
 	{counter: "TcpExt.ListenDrops", twtrace: func(_ *timeline.Totals, drops uint64) uint64 { return drops }, listener: true},
 }

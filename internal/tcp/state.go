@@ -78,8 +78,10 @@ func ParseState(text string) (State, error) {
 	switch want {
 	case "ESTAB":
 		return Established, nil
-	case "UNCONN":
+	case "UNCONN", "UNCONNECTED":
 		return Close, nil
+	case "LISTENING":
+		return Listen, nil
 	}
 	return StateNone, fmt.Errorf("no TCP state is called %q", text)
 }

@@ -13,8 +13,12 @@ type Totals struct {
 	PassiveOpens  uint64 // LISTEN > SYN_RECV
 	EstabResets   uint64 // ESTABLISHED or CLOSE_WAIT > CLOSE
 	Linger0       uint64 // closed with SO_LINGER {1,0}
-	RstSent       uint64
-	RstReceived   uint64
+	// DataAfterClose: data came for a socket that its program had closed
+	// (tcp_rcv_state_process: the ACK of the FIN makes it FIN_WAIT2, the data
+	// ends it there, and the RST follows).
+	DataAfterClose uint64
+	RstSent        uint64
+	RstReceived    uint64
 
 	TWEnter    uint64 // TIME_WAIT minisocks made
 	TWFinWait2 uint64 // of these, those made to wait for the peer's FIN
@@ -61,8 +65,8 @@ type Joiner struct {
 
 	open  map[tcp.Cookie]*conn // active opens, and attempts whose events are still to come
 	free  []*conn
-	tw    map[tcp.Cookie]timeWait
-	ports map[path]*Ports
+	tw    map[twKey]timeWait
+	ports map[path]Ports // without those where none is taken
 	total map[tcp.NetNS]*Totals
 	marks []Mark // still ahead of the stream, in order of time
 	now   int64  // the latest event's time
@@ -71,6 +75,8 @@ type Joiner struct {
 	// to come, in the order in which they closed.
 	waiting []waiting
 	waited  int
+	// finished: the stream has ended, and nothing will be joined any more.
+	finished bool
 }
 
 // attemptDelay is how long after the kernel's last event an attempt may come
@@ -88,9 +94,19 @@ type conn struct {
 	Timeline
 	hasAttempt bool
 	closed     bool // the kernel's last state change was seen
+	closedAt   int64
 	counted    bool // its port is counted in Ports.Open
 	path       path
 }
+
+// twKey names a TIME_WAIT. The cookie is not enough: a socket that was shut down,
+// not closed, is CLOSE as soon as its minisock is made, and may be connected again.
+type twKey struct {
+	cookie tcp.Cookie
+	port   uint16
+}
+
+func twKeyOf(ev *tcp.Event) twKey { return twKey{ev.Cookie, ev.Tuple.Local.Port()} }
 
 type timeWait struct {
 	netns tcp.NetNS
@@ -104,8 +120,8 @@ func NewJoiner(opts Options) *Joiner {
 	return &Joiner{
 		opts:  opts,
 		open:  make(map[tcp.Cookie]*conn),
-		tw:    make(map[tcp.Cookie]timeWait),
-		ports: make(map[path]*Ports),
+		tw:    make(map[twKey]timeWait),
+		ports: make(map[path]Ports),
 		total: make(map[tcp.NetNS]*Totals),
 	}
 }
@@ -156,10 +172,11 @@ func (j *Joiner) pass(now int64) {
 	j.now = now
 
 	for j.waited < len(j.waiting) && now-j.waiting[j.waited].closed > attemptDelay {
-		cookie := j.waiting[j.waited].cookie
+		w := j.waiting[j.waited]
 		j.waited++
-		if c := j.open[cookie]; c != nil && c.closed && !c.hasAttempt {
-			j.drop(cookie, c)
+		// Unless it was connected again meanwhile.
+		if c := j.open[w.cookie]; c != nil && c.closed && c.closedAt == w.closed && !c.hasAttempt {
+			j.drop(w.cookie, c)
 		}
 	}
 	if j.waited > 1024 && j.waited > len(j.waiting)/2 {
@@ -174,8 +191,8 @@ func (j *Joiner) Attempts(attempts []tcp.Attempt) {
 	defer j.mu.Unlock()
 	for i := range attempts {
 		a := &attempts[i]
-		if !a.ReachedConnect() || a.Cookie == 0 {
-			// The kernel never heard of it.
+		if !a.ReachedConnect() || a.Cookie == 0 || j.finished {
+			// The kernel never heard of it, or nobody listens to the kernel any more.
 			t := Timeline{Attempt: *a}
 			j.report(&t)
 			continue
@@ -188,7 +205,7 @@ func (j *Joiner) Attempts(attempts []tcp.Attempt) {
 }
 
 // Finish reports every attempt whose events did not come, and every mark. The
-// stream must have ended.
+// stream must have ended. Attempts that come later are reported as they are.
 func (j *Joiner) Finish() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -197,7 +214,8 @@ func (j *Joiner) Finish() {
 			j.report(&c.Timeline)
 		}
 	}
-	j.open = nil
+	clear(j.open)
+	j.finished = true
 	j.pass(1<<63 - 1)
 }
 
@@ -313,6 +331,9 @@ func (t *Totals) add(ev *tcp.Event, shortTicks uint32) {
 			ev.Old != tcp.Listen && ev.Flags&tcp.FlagTWMade == 0 {
 			t.Linger0++
 		}
+		if ev.Old == tcp.FinWait2 && ev.Errno == 0 && ev.Flags&(tcp.FlagTWMade|tcp.FlagLinger0) == 0 {
+			t.DataAfterClose++
+		}
 	case tcp.KindRstSent:
 		t.RstSent++
 	case tcp.KindRstReceived:
@@ -329,6 +350,9 @@ func (t *Totals) add(ev *tcp.Event, shortTicks uint32) {
 		t.TWEnd[min(ev.Cause, tcp.CauseUnknown)]++
 	case tcp.KindTWOverflow:
 		t.TWOverflow++
+		if ev.Old == tcp.FinWait2 && ev.Errno == 0 && ev.Flags&tcp.FlagLinger0 == 0 {
+			t.DataAfterClose-- // it follows the state change that looked like it
+		}
 	}
 }
 
@@ -338,10 +362,10 @@ func (j *Joiner) state(ev *tcp.Event) {
 		c = j.conn(ev.Cookie)
 		// The port is taken within this call of connect(), or the call fails.
 		c.path = path{ev.Tuple.Local.Addr(), ev.Tuple.Peer}
+		c.AtConnect = j.ports[c.path]
 		c.counted = true
 		c.closed = false
-		j.pathPorts(c.path).Open++
-		j.taken.Open++
+		j.take(c.path, Ports{Open: 1})
 	} else if c = j.open[ev.Cookie]; c == nil || ev.Cookie == 0 {
 		return // not an active open, or one that began before the trace
 	}
@@ -350,15 +374,10 @@ func (j *Joiner) state(ev *tcp.Event) {
 	if ev.New != tcp.Close {
 		return
 	}
-	c.closed = true
+	c.closed, c.closedAt = true, ev.MonoNS
 	if c.counted {
 		c.counted = false
-		j.taken.Open--
-		p := j.pathPorts(c.path)
-		p.Open--
-		if ev.Flags&tcp.FlagNoSegment != 0 {
-			c.AtFailure = *p
-		}
+		j.take(c.path, Ports{Open: -1})
 	}
 	if c.hasAttempt {
 		j.complete(ev.Cookie, c)
@@ -390,37 +409,42 @@ func (j *Joiner) twEnter(ev *tcp.Event) {
 	if c := j.open[ev.Cookie]; c != nil {
 		// Its port is one that connect() chose, and is now held by the minisock.
 		t.path, t.port = c.path, true
-		j.pathPorts(t.path).TimeWait++
-		j.taken.TimeWait++
+		j.take(t.path, Ports{TimeWait: 1})
 		if c.counted {
 			c.counted = false
-			j.pathPorts(c.path).Open--
-			j.taken.Open--
+			j.take(c.path, Ports{Open: -1})
 		}
 	}
-	j.tw[ev.Cookie] = t
+	j.tw[twKeyOf(ev)] = t
 }
 
 func (j *Joiner) twEnd(ev *tcp.Event) {
-	t, ok := j.tw[ev.Cookie]
+	t, ok := j.tw[twKeyOf(ev)]
 	if !ok {
 		return
 	}
-	delete(j.tw, ev.Cookie)
+	delete(j.tw, twKeyOf(ev))
 	if t.port {
-		j.pathPorts(t.path).TimeWait--
-		j.taken.TimeWait--
+		j.take(t.path, Ports{TimeWait: -1})
 	}
 	if j.opts.OnLifetime != nil {
 		j.opts.OnLifetime(Lifetime{NetNS: t.netns, NS: ev.MonoNS - t.start, Cause: ev.Cause})
 	}
 }
 
-func (j *Joiner) pathPorts(p path) *Ports {
+// take changes the number of ports that are taken on a path.
+func (j *Joiner) take(p path, change Ports) {
+	j.taken.add(change)
 	ports := j.ports[p]
-	if ports == nil {
-		ports = new(Ports)
+	ports.add(change)
+	if ports == (Ports{}) {
+		delete(j.ports, p) // a long trace sees any number of paths
+	} else {
 		j.ports[p] = ports
 	}
-	return ports
+}
+
+func (p *Ports) add(change Ports) {
+	p.TimeWait += change.TimeWait
+	p.Open += change.Open
 }

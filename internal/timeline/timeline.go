@@ -36,9 +36,10 @@ type Timeline struct {
 	More     int // events beyond MaxSteps
 	// Joined: the kernel's events of this attempt's cookie were found.
 	Joined bool
-	// AtFailure is how the ports of the same source and destination stood
-	// when connect() failed inside the kernel.
-	AtFailure Ports
+	// AtConnect is how the ports of the same source and destination stood
+	// as connect() began to look for one. The search takes milliseconds when
+	// few are left, in which TIME_WAITs that it has passed expire.
+	AtConnect Ports
 }
 
 // Events returns the steps that are kept.

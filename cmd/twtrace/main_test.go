@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/twtrace/twtrace/internal/testenv"
+)
+
+// TestMain makes the test binary twtrace itself: as a command of that name for the
+// scripts, and in a world of its own for the tests that start it as a child.
+func TestMain(m *testing.M) {
+	if world := os.Getenv(worldEnv); world != "" {
+		os.Exit(child(world))
+	}
+	testscript.Main(m, map[string]func(){"twtrace": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("testdata", "script"),
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"oneline": oneLineOf,
+		},
+		Condition: func(name string) (bool, error) {
+			if name == "namespaces" {
+				return unix.Geteuid() == 0, nil
+			}
+			return false, os.ErrInvalid
+		},
+	})
+}
+
+// oneLineOf is the script command `oneline stderr TEXT`: the output is one line of
+// twtrace's own, and has the text.
+func oneLineOf(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: oneline stdout|stderr TEXT")
+	}
+	got := ts.ReadFile(args[0])
+	if !isOneLine(got) || !strings.Contains(got, args[1]) {
+		ts.Fatalf("want one line of twtrace with %q, got:\n%s", args[1], got)
+	}
+}
+
+func isOneLine(s string) bool {
+	return strings.HasPrefix(s, "twtrace: ") && strings.Count(s, "\n") == 1 && strings.HasSuffix(s, "\n")
+}
+
+// TestUsage has a wrong value for each flag: exit code 2, nothing on stdout, and
+// exactly one line on stderr, which names the flag or its subject, and says what
+// is wanted.
+func TestUsage(t *testing.T) {
+	for _, tt := range []struct {
+		args string
+		says []string
+	}{
+		{"run --loops 0", []string{"loops", "at least 1", "0"}},
+		{"run --loops -3", []string{"loops", "at least 1", "-3"}},
+		{"run --loops x", []string{"--loops", `"x"`, "want a whole number"}},
+		{"run --loops 99999999999999999999", []string{"--loops", "99999999999999999999"}},
+		{"run --loops 2147483648", []string{"loops", "2^31"}},
+		{"run --connections 0", []string{"connections", "at least 1"}},
+		{"run --connections 1e4", []string{"--connections", `"1e4"`, "want a whole number"}},
+		{"run --concurrency -1", []string{"concurrency", "-1"}},
+		{"run --bytes -1", []string{"bytes", "0 to 1048576", "-1"}},
+		{"run --bytes 1048577", []string{"bytes", "0 to 1048576"}},
+		{"run --linger=-1", []string{"--linger=-1", "0 to 65535"}},
+		{"run --linger=65536", []string{"--linger=65536", "0 to 65535"}},
+		{"run --linger=1s", []string{"--linger=1s", "whole seconds"}},
+		{"run --linger=", []string{"--linger", "whole seconds"}},
+		{"run --linger 5", []string{`"5"`, "no argument"}}, // not a value: --linger=5 is
+		{"run --reuseport=x", []string{"--reuseport", `"x"`}},
+		{"run --reuseaddr=x", []string{"--reuseaddr", `"x"`}},
+		{"run --close me", []string{"--close", "client|server|both"}},
+		{"run --interval 5", []string{"--interval", `"5"`, "want a time with its unit"}},
+		{"run --interval -1s", []string{"interval", "negative"}},
+		{"run --hold -1s", []string{"hold", "negative"}},
+		{"run --timeout -1s", []string{"timeout", "negative"}},
+		{"run --timeout x", []string{"--timeout", "want a time with its unit"}},
+		{"run --backlog 0", []string{"--backlog", "at least 1"}},
+		{"run --net mars", []string{"--net", "pair|loopback|host"}},
+		{"run -6=x", []string{"--ipv6", `"x"`}},
+		{"run --target 127.0.0.1", []string{"--target 127.0.0.1", "HOST:PORT"}},
+		{"run --target 127.0.0.1:0", []string{"--target 127.0.0.1:0", "1 to 65535"}},
+		{"run --target 127.0.0.1:65536", []string{"--target 127.0.0.1:65536", "1 to 65535"}},
+		{"run --target 127.0.0.1:http", []string{"--target 127.0.0.1:http", "1 to 65535"}},
+		{"run --target 192.0.2.1:80", []string{"--target 192.0.2.1:80", "--yes-i-may-load 192.0.2.1"}},
+		{"run --target 192.0.2.1:80 --yes-i-may-load 192.0.2.2", []string{"--yes-i-may-load 192.0.2.1"}},
+		{"run --target [2001:db8::1]:80", []string{"--yes-i-may-load 2001:db8::1"}},
+		{"run --target 0.0.0.0:80", []string{"--yes-i-may-load 0.0.0.0"}},
+		{"run --target 127.0.0.1:80 --net loopback", []string{"--target", "--net"}},
+		{"run --target 127.0.0.1:80 --net pair", []string{"--target", "--net"}},
+		{"run --target 127.0.0.1:80 --sysctl net.ipv4.tcp_tw_reuse=1", []string{"--target", "--sysctl"}},
+		{"run --target 127.0.0.1:80 --tw-reuse 1", []string{"net.ipv4.tcp_tw_reuse", "never on the host"}},
+		{"run --sysctl net.ipv4.tcp_tw_reuse=1 --net host", []string{"net.ipv4.tcp_tw_reuse", "never on the host"}},
+		{"run --tw-reuse 1 --net host", []string{"net.ipv4.tcp_tw_reuse", "never on the host"}},
+		{"run --sysctl tcp_tw_reuse", []string{"--sysctl tcp_tw_reuse", "KEY=VALUE"}},
+		{"run --sysctl kernel.panic=1", []string{"--sysctl kernel.panic=1", "net."}},
+		{"run --port-range 5-3", []string{"--port-range 5-3", "LO-HI"}},
+		{"run --port-range 80-90", []string{"--port-range 80-90", "1024 to 65535"}},
+		{"run --port-range abc", []string{"--port-range abc", "LO-HI"}},
+		{"run --port-range 40000", []string{"--port-range 40000", "LO-HI"}},
+		{"run --port-range 40000-", []string{"--port-range 40000-", "LO-HI"}},
+		{"run --port-range 40000-65536", []string{"--port-range 40000-65536", "1024 to 65535"}},
+		{"run --port-range 50000-40000", []string{"--port-range 50000-40000", "no port is left"}},
+		{"run --port-range=", []string{"--port-range", "LO-HI"}},
+		{"run --tw-reuse yes", []string{"--tw-reuse yes", "want 0|1|2"}},
+		{"run --tw-reuse 3", []string{"--tw-reuse 3", "want 0|1|2"}},
+		{"run --tw-reuse=", []string{"--tw-reuse", "want 0|1|2"}},
+		{"run --timestamps 7", []string{"--timestamps 7", "want 0|1"}},
+		{"run --syncookies on", []string{"--syncookies on", "want 0|1"}},
+		{"run --max-tw-buckets -1", []string{"--max-tw-buckets -1", "want a number"}},
+		{"run --max-tw-buckets 99999999999", []string{"--max-tw-buckets", "want a number"}},
+		{"run --fin-timeout 60s", []string{"--fin-timeout 60s", "want a number"}},
+		{"run --linger-watch -1s", []string{"--linger-watch", "not negative"}},
+		{"run --no-trace=x", []string{"--no-trace", `"x"`}},
+		{"run --strict=x", []string{"--strict", `"x"`}},
+		{"run -o yaml", []string{"--output", "text|json"}},
+		{"run --color sometimes", []string{"--color", "auto|always|never"}},
+		{"run --loops 0 --bytes -1", []string{"loops", "bytes"}}, // every problem at once, in one line
+		{"run --no-such-flag", []string{"--no-such-flag", "twtrace run --help"}},
+		{"run -Z", []string{"-Z", "twtrace run --help"}},
+		{"run --loops", []string{"--loops", "twtrace run --help"}},
+		{"run now", []string{`"now"`, "twtrace run --help"}},
+		{"serve --listen here", []string{"--listen here", "ADDRESS:PORT"}},
+		{"serve --bytes -1", []string{"bytes"}},
+		{"serve --backlog -1", []string{"backlog"}},
+		{"serve --close me", []string{"--close", "client|server|both"}},
+		{"serve now", []string{`"now"`}},
+		{"version now", []string{"now"}},
+		{"completion bash now", []string{"now"}},
+		{"completion tcsh", []string{"tcsh"}},
+		{"man", []string{"DIRECTORY"}},
+		{"man a b", []string{"DIRECTORY"}},
+		{"fly", []string{`"fly"`}},
+		{"--no-such-flag", []string{"--no-such-flag"}},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			// Should it be taken for right, it must not load anything.
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			code := Main(ctx, strings.Fields(tt.args), &stdout, &stderr)
+			if code != exitUsage || stdout.Len() != 0 {
+				t.Errorf("exit code %d, want %d, and stdout %q", code, exitUsage, firstLine(stdout.String()))
+			}
+			if !isOneLine(stderr.String()) {
+				t.Errorf("stderr is not one line: %q", stderr.String())
+			}
+			for _, s := range tt.says {
+				if !strings.Contains(stderr.String(), s) {
+					t.Errorf("stderr does not say %q: %s", s, stderr.String())
+				}
+			}
+		})
+	}
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// TestCanceled: a run that was stopped before it began is done, and says so.
+func TestCanceled(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.NetNS)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stdout, stderr bytes.Buffer
+	if code := Main(ctx, []string{"run", "--no-trace", "--net", "loopback"}, &stdout, &stderr); code != exitDone || stderr.Len() > 0 {
+		t.Errorf("exit code %d, stderr %q", code, stderr.String())
+	}
+	if !strings.Contains(stdout.String(), "stopped before it was done") {
+		t.Errorf("stdout:\n%s", stdout.String())
+	}
+}
