@@ -130,7 +130,7 @@ func TestEnums(t *testing.T) {
 		{
 			enum: "tw_cause", prefix: "TW_",
 			want:     withNone(words[tcp.Cause](1, tcp.NumCauses)),
-			internal: map[string]uint64{"TW_REARMED": uint64(tcp.NumCauses)},
+			internal: map[string]uint64{"TW_REARMED": uint64(tcp.NumCauses), "TW_DONE": uint64(tcp.NumCauses)},
 		},
 		{
 			enum: "event_flag", prefix: "FLAG_",

@@ -41,7 +41,7 @@ static __always_inline struct recent *recent_of(__u64 cookie)
  * Counters are of one CPU, but a softirq can interrupt the addition and add
  * too: hence the atomics.
  */
-static __always_inline struct event *event_begin(__u8 kind)
+static __always_inline struct event *event_begin(__u8 kind, bool twin)
 {
 	struct account *acc = this_account();
 	struct event *e;
@@ -50,7 +50,8 @@ static __always_inline struct event *event_begin(__u8 kind)
 		__sync_fetch_and_add(&acc->emitted[kind], 1);
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
-		if (acc)
+		/* What a twin can't record stays among the skipped. */
+		if (acc && !twin)
 			__sync_fetch_and_add(&acc->lost[kind], 1);
 		return NULL;
 	}

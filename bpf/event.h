@@ -30,6 +30,8 @@ enum tw_cause {
 	TW_UNKNOWN = 7,
 	/* Not an end: the timer was only moved. Never leaves the kernel side. */
 	TW_REARMED = 8,
+	/* Of a full socket: tcp_done() closes it. Never leaves the kernel side either. */
+	TW_DONE = 9,
 };
 
 /* Bits of struct event.flags; those of internal/tcp.Flags. */

@@ -112,6 +112,7 @@ struct sock {
 };
 
 enum sock_flags {
+	SOCK_DEAD = 0,
 	SOCK_LINGER = 4,
 };
 
@@ -126,6 +127,7 @@ struct inet_connection_sock {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 segs_out;
+	int linger2;
 };
 
 struct timer_list {

@@ -17,8 +17,8 @@
 #include "event.h"
 #include "maps.h"
 #include "emit.h"
-#include "state.h"
 #include "timewait.h"
+#include "state.h"
 #include "reset.h"
 
 /* The helpers bpf_get_stack and bpf_probe_read_kernel ask for a GPL-compatible licence. */

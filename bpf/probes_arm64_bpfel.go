@@ -95,6 +95,7 @@ const (
 	ProbesTwCauseTW_DESTROYED         ProbesTwCause = 6
 	ProbesTwCauseTW_UNKNOWN           ProbesTwCause = 7
 	ProbesTwCauseTW_REARMED           ProbesTwCause = 8
+	ProbesTwCauseTW_DONE              ProbesTwCause = 9
 )
 
 // Names of all BPF objects in the ELF.

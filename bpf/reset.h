@@ -83,7 +83,7 @@ static __always_inline int handle_send_reset(void *ctx, const struct sock *sk,
 		if (r && cookie)
 			r->rst_sent = cookie;
 	}
-	e = event_begin(KIND_RST_SENT);
+	e = event_begin(KIND_RST_SENT, twin);
 	if (!e)
 		return 0;
 	e->cookie = cookie;
@@ -124,7 +124,7 @@ static __always_inline int handle_receive_reset(void *ctx, struct sock *sk, bool
 		return 0;
 	}
 	tp = bpf_skc_to_tcp_sock(sk);
-	e = event_begin(KIND_RST_RECEIVED);
+	e = event_begin(KIND_RST_RECEIVED, twin);
 	if (!e)
 		return 0;
 	e->cookie = bpf_get_socket_cookie(sk);

@@ -46,11 +46,31 @@ static __always_inline bool tw_overflowed(struct net *net)
 	return now + TW_LIMIT_SLACK >= max;
 }
 
+static __always_inline bool has_flag(struct sock *sk, __u64 bit)
+{
+	return sk->__sk_common.skc_flags & 1UL << bit;
+}
+
+/*
+ * Who else takes a socket from FIN_WAIT2 or CLOSING to CLOSE, without an error and
+ * before its RST: close() and connect(AF_UNSPEC) set the state themselves
+ * (tcp_disconnect, __tcp_close), tcp_time_wait() through tcp_done(). So does
+ * tcp_rcv_state_process() when an orphan with TCP_LINGER2 below 0 gets to
+ * FIN_WAIT2; such a one never gets to tcp_time_wait() from there.
+ */
+static __always_inline bool by_time_wait(void *ctx, struct sock *sk, struct tcp_sock *tp, int old)
+{
+	if (old == TCP_FIN_WAIT2 && tp->linger2 < 0 &&
+	    has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
+		return false;
+	return nearest_cause(ctx) == TW_DONE;
+}
+
 static __always_inline void state_event(struct sock *sk, struct tcp_sock *tp, __u8 kind,
 					__u64 cookie, __u64 netns, int old, int new, int err,
 					__u8 flags)
 {
-	struct event *e = event_begin(kind);
+	struct event *e = event_begin(kind, flags & FLAG_RESCUED);
 
 	if (!e)
 		return;
@@ -103,15 +123,14 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 		if (old == TCP_SYN_SENT && tp->segs_out == 0)
 			flags |= FLAG_NO_SEGMENT;
 		if (sk->sk_lingertime == 0 &&
-		    sk->__sk_common.skc_flags &
-			    (1UL << bpf_core_enum_value(enum sock_flags, SOCK_LINGER)))
+		    has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_LINGER)))
 			flags |= FLAG_LINGER0;
 		if (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) {
 			r = recent_of(cookie);
 			if (r && r->tw_made == cookie)
 				flags |= FLAG_TW_MADE;
 			else if (r && r->rst_sent != cookie && !err)
-				overflow = tw_overflowed(net);
+				overflow = tw_overflowed(net) && by_time_wait(ctx, sk, tp, old);
 		}
 	}
 

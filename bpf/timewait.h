@@ -29,7 +29,7 @@ static __always_inline __u64 tw_netns(struct inet_timewait_sock *tw)
 static __always_inline void tw_event(struct inet_timewait_sock *tw, __u64 netns, __u64 cookie,
 				     __u8 kind, __u8 cause, __u32 ticks)
 {
-	struct event *e = event_begin(kind);
+	struct event *e = event_begin(kind, false);
 
 	if (!e)
 		return;
@@ -104,7 +104,7 @@ static __always_inline __u8 frame_cause(__u64 ip)
  * The nearest known frame decides: a timer softirq can sit on top of a task
  * that is itself inside connect().
  */
-static __always_inline __u8 cancel_cause(void *ctx)
+static __always_inline __u8 nearest_cause(void *ctx)
 {
 	__u64 ips[MAX_DEPTH];
 	long n = bpf_get_stack(ctx, ips, sizeof(ips), 0);
@@ -134,7 +134,7 @@ static __always_inline int handle_timer_cancel(void *ctx, struct timer_list *t)
 	netns = tw_netns(tw);
 	if (!in_scope(netns))
 		return 0;
-	cause = cancel_cause(ctx);
+	cause = nearest_cause(ctx);
 	if (cause == TW_EXPIRED)
 		return 0; /* timer_expire_entry follows */
 	if (cause == TW_REARMED) {

@@ -42,6 +42,9 @@ var frames = []struct {
 	{"inet_twsk_purge", bpf.ProbesTwCauseTW_PURGED},
 	{"tcp_twsk_purge", bpf.ProbesTwCauseTW_PURGED},
 	{"tcp_abort", bpf.ProbesTwCauseTW_DESTROYED},
+	// Of a full socket: tcp_time_wait() ends with it, and is itself gone from the
+	// stack by then (a tail call).
+	{"tcp_done", bpf.ProbesTwCauseTW_DONE},
 }
 
 // maxFrames is MAX_FRAMES of bpf/maps.h. A function can have several symbols

@@ -138,7 +138,7 @@ func TestFrames(t *testing.T) {
 		}
 		names[f.function] = true
 	}
-	for c := bpf.ProbesTwCauseTW_EXPIRED; c <= bpf.ProbesTwCauseTW_REARMED; c++ {
+	for c := bpf.ProbesTwCauseTW_EXPIRED; c <= bpf.ProbesTwCauseTW_DONE; c++ {
 		if (causes[c] == 0) != (c == bpf.ProbesTwCauseTW_UNKNOWN) {
 			t.Errorf("cause %d is known by %d functions", c, causes[c])
 		}

@@ -107,7 +107,11 @@ func coverage(chosen []probe, syms symbols) Coverage {
 		known[f.Cause] = true
 	}
 	for _, f := range frames {
-		if c[tcp.FactTWCause] == tcp.Exact && !known[uint64(f.cause)] {
+		switch {
+		case known[uint64(f.cause)]:
+		case f.cause == bpf.ProbesTwCauseTW_DONE:
+			c[tcp.FactTWOverflow] = tcp.NotObservable
+		case c[tcp.FactTWCause] == tcp.Exact:
 			c[tcp.FactTWCause] = tcp.Inferred
 		}
 	}

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"math"
 	"strings"
 	"testing"
 )
@@ -19,7 +20,7 @@ func TestOptionsValidate(t *testing.T) {
 		{name: "small ring", o: Options{RingSize: 2048}, says: []string{"not 2048"}},
 		{name: "odd ring", o: Options{RingSize: 4097}, says: []string{"not 4097"}},
 		{name: "negative ring", o: Options{RingSize: -4096}, says: []string{"not -4096"}},
-		{name: "most negative ring", o: Options{RingSize: -1 << 63}, says: []string{"power of two"}},
+		{name: "most negative ring", o: Options{RingSize: math.MinInt}, says: []string{"power of two"}},
 		{
 			name: "every problem at once", o: Options{NetNS: append(make8(0), 1), RingSize: 3},
 			says: []string{"8 namespaces, not 9", "never 0", "not 3"},
@@ -35,7 +36,10 @@ func TestOptionsValidate(t *testing.T) {
 					t.Errorf("error %q does not say %q", err, s)
 				}
 			}
-			if _, openErr := Open(tt.o); err != nil && (openErr == nil || openErr.Error() != err.Error()) {
+			if err == nil {
+				return
+			}
+			if _, openErr := Open(tt.o); openErr == nil || openErr.Error() != err.Error() {
 				t.Errorf("Open: %v, want %v", openErr, err)
 			}
 		})

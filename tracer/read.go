@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/twtrace/twtrace/internal/tcp"
 )
@@ -21,14 +20,14 @@ func (t *Tracer) Read(ctx context.Context, events []Event) (int, error) {
 	if len(events) == 0 {
 		return 0, errors.New("no room for events")
 	}
-	if t.ticker == nil {
-		t.ticker = time.NewTicker(drainInterval)
-	}
 	stopped := false
 	select {
 	case <-t.stopped:
 		stopped = true
 	default:
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
 		if t.drained {
 			select {
 			case <-ctx.Done():
@@ -69,7 +68,8 @@ func (t *Tracer) drain(events []Event) (int, error) {
 		}
 		t.seq++
 		ev.Seq = t.seq
-		if ev.Flags&tcp.FlagRescued != 0 {
+		// A rescued state change can bring a tw-overflow along: one was skipped.
+		if ev.Flags&tcp.FlagRescued != 0 && ev.Kind != tcp.KindTWOverflow {
 			t.rescued.Add(1)
 		} else {
 			t.recorded.Add(1)

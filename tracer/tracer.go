@@ -57,11 +57,12 @@ type Tracer struct {
 
 	firstTick tick // taken by Open; HZ takes the second
 
+	ticker *time.Ticker // of the drain
+
 	// What only Read touches.
 	rec     ringbuf.Record
 	seq     uint64
 	drained bool // the ring was empty: wait before the next look
-	ticker  *time.Ticker
 	recent  recentStates
 
 	// What Read counts and Stats sums.
@@ -85,7 +86,8 @@ func Open(opts Options) (*Tracer, error) {
 	// raised the map's own creation says so.
 	_ = rlimit.RemoveMemlock()
 
-	kernel, err := btf.LoadKernelSpec()
+	types := btf.NewCache() // the kernel's are parsed once
+	kernel, err := types.Kernel()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoBTF, err)
 	}
@@ -112,9 +114,7 @@ func Open(opts Options) (*Tracer, error) {
 	if err := specialise(spec, opts, syms, t.chosen); err != nil {
 		return nil, err
 	}
-	t.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Programs: ebpf.ProgramOptions{KernelTypes: kernel},
-	})
+	t.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types})
 	if err != nil {
 		return nil, loadError(err)
 	}
@@ -131,6 +131,7 @@ func Open(opts Options) (*Tracer, error) {
 	// A deadline that has passed makes Read look and never wait: the programs
 	// do not wake it.
 	t.ring.SetDeadline(time.Unix(1, 0))
+	t.ticker = time.NewTicker(drainInterval)
 	return t, nil
 }
 
@@ -139,7 +140,12 @@ func Open(opts Options) (*Tracer, error) {
 func (t *Tracer) Start() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.started || t.closed {
+	select {
+	case <-t.stopped:
+		return errors.New("the trace has been stopped")
+	default:
+	}
+	if t.started {
 		return errors.New("a trace can be started once")
 	}
 	t.started = true
@@ -219,9 +225,7 @@ func (t *Tracer) Close() error {
 		return err
 	}
 	t.closed = true
-	if t.ticker != nil {
-		t.ticker.Stop()
-	}
+	t.ticker.Stop()
 	err = errors.Join(err, t.ring.Close())
 	t.coll.Close()
 	return err

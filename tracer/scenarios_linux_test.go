@@ -1,0 +1,715 @@
+package tracer
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/tcp"
+)
+
+// The ways of a socket that closes first, and of its peer.
+var (
+	activeClose  = []string{"CLOSE>SYN_SENT", "SYN_SENT>ESTABLISHED", "ESTABLISHED>FIN_WAIT1", "FIN_WAIT1>FIN_WAIT2", "FIN_WAIT2>CLOSE"}
+	passiveClose = []string{"SYN_RECV>ESTABLISHED", "ESTABLISHED>CLOSE_WAIT", "CLOSE_WAIT>LAST_ACK", "LAST_ACK>CLOSE"}
+)
+
+// bound is a client's port where the scenario chooses it.
+const bound = 41000
+
+// scenario is something that can happen to connections. What the trace has to say
+// about it in numbers is always compared with the kernel's counters, see accounts;
+// counters are the figures by which the row knows that it really happened.
+type scenario struct {
+	name    string
+	kind    netlab.Kind
+	v6      bool   // over IPv6 too
+	sysctls string // "key=value key=value", below net.ipv4
+	traced  func(*netlab.Lab) []*netlab.Namespace
+	do      func(*scene)
+	// "client.TcpExt.TW": what the counter rises by
+	counters map[string]uint64
+	want     func(*scene)
+}
+
+var scenarios = []scenario{
+	{
+		name: "client closes first", v6: true,
+		do:       func(s *scene) { c := s.dial(0); s.closeFirst(c.client, c.server) },
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "server.TcpExt.TW": 0, "server.Tcp.PassiveOpens": 1},
+		want: func(s *scene) {
+			c := s.conns[0]
+			s.wantStates(c.clientCookie, activeClose...)
+			s.wantStates(c.serverCookie, passiveClose...)
+			s.wantCookie(s.one("TIME_WAIT", s.ofKind(tcp.KindTWEnter)), c.clientCookie)
+			s.wantEvents(11)
+		},
+	},
+	{
+		name: "client closes first on loopback", kind: netlab.Loopback,
+		do:       func(s *scene) { c := s.dial(0); s.closeFirst(c.client, c.server) },
+		counters: map[string]uint64{"client.TcpExt.TW": 1},
+		want: func(s *scene) {
+			s.wantStates(s.conns[0].clientCookie, activeClose...)
+			s.wantStates(s.conns[0].serverCookie, passiveClose...)
+			s.wantEvents(11)
+		},
+	},
+	{
+		name: "server closes first", v6: true,
+		do:       func(s *scene) { c := s.dial(0); s.closeFirst(c.server, c.client) },
+		counters: map[string]uint64{"client.TcpExt.TW": 0, "server.TcpExt.TW": 1},
+		want: func(s *scene) {
+			c := s.conns[0]
+			s.wantStates(c.serverCookie, append([]string{"SYN_RECV>ESTABLISHED"}, activeClose[2:]...)...)
+			s.wantStates(c.clientCookie, append(activeClose[:2:2], passiveClose[1:]...)...)
+			s.wantCookie(s.one("TIME_WAIT", s.ofKind(tcp.KindTWEnter)), c.serverCookie)
+		},
+	},
+	{
+		name: "IPv4 on an IPv6 socket",
+		do: func(s *scene) {
+			s.mapped = true
+			c := s.dial(0)
+			s.closeFirst(c.client, c.server)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1},
+		want: func(s *scene) { // the addresses are checked for every scene
+			s.wantStates(s.conns[0].clientCookie, activeClose...)
+		},
+	},
+	{
+		// Both FINs are dropped on arrival and sent again, so that at least one
+		// end gets the other's FIN before the ACK of its own.
+		name: "simultaneous close", v6: true,
+		do: func(s *scene) {
+			c := s.dial(0)
+			for _, fd := range []int{c.client, c.server} {
+				s.deaf(fd, true)
+			}
+			for _, fd := range []int{c.client, c.server} {
+				s.shutdown(fd)
+			}
+			for _, fd := range []int{c.client, c.server} {
+				s.deaf(fd, false)
+			}
+			for _, fd := range []int{c.client, c.server} {
+				s.waitEOF(fd)
+				s.close(fd)
+			}
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "server.TcpExt.TW": 1},
+		want: func(s *scene) {
+			if n := len(s.filter(is(tcp.Closing, tcp.FinWait1))); n == 0 {
+				s.Error("no end was in CLOSING")
+			}
+		},
+	},
+	{
+		name: "half close",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.shutdown(c.client)
+			s.waitEOF(c.server)
+			s.write(c.server)
+			if n, err := s.read(c.client); n != 1 {
+				s.Fatalf("read %d bytes, %v", n, err)
+			}
+			s.close(c.server)
+			s.waitEOF(c.client)
+			s.close(c.client)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1},
+		want: func(s *scene) {
+			s.wantStates(s.conns[0].clientCookie, activeClose...)
+			s.wantStates(s.conns[0].serverCookie, passiveClose...)
+			if ev := s.one("TIME_WAIT", s.ofKind(tcp.KindTWEnter)); ev.Substate != tcp.TimeWait {
+				s.Errorf("a full socket in FIN_WAIT2 became a minisock in %v", ev.Substate)
+			}
+		},
+	},
+	{
+		// The kernel counts a minisock that it keeps for at most four seconds as
+		// TWKilled. When it has expired, nothing is left to answer the server's
+		// FIN but RST.
+		name: "FIN_WAIT2 minisock expires", v6: true, sysctls: "tcp_fin_timeout=1",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.close(c.client)
+			s.waitEOF(c.server)
+			s.await("the minisock", func() bool { return s.minisocksIn(s.lab.Client(), tcp.FinWait2) == 1 })
+			s.await("its end", func() bool { return len(s.minisocks(s.lab.Client())) == 0 })
+			s.close(c.server)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 0, "client.TcpExt.TWKilled": 1, "client.Tcp.OutRsts": 1},
+		want: func(s *scene) {
+			enter, end := s.one("enter", s.ofKind(tcp.KindTWEnter)), s.one("expiry", s.ended(tcp.CauseExpired))
+			for _, ev := range []Event{enter, end} {
+				s.wantCookie(ev, s.conns[0].clientCookie)
+				if ev.Substate != tcp.FinWait2 {
+					s.Errorf("%v: minisock in %v, want FIN_WAIT2", ev.Kind, ev.Substate)
+				}
+			}
+			if hz := s.hz(); int(enter.Ticks) > 4*hz || int(enter.Ticks) < hz/2 {
+				s.Errorf("set for %d jiffies of 1/%d s, tcp_fin_timeout is 1 s", enter.Ticks, hz)
+			}
+			s.wantReason(s.one("RST", s.ofKind(tcp.KindRstSent)), "NO_SOCKET")
+		},
+	},
+	{
+		// The timer is moved from ten seconds to sixty: no end, no second start.
+		name: "FIN_WAIT2 minisock becomes TIME_WAIT", sysctls: "tcp_fin_timeout=10",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.close(c.client)
+			s.waitEOF(c.server)
+			s.await("the minisock", func() bool { return s.minisocksIn(s.lab.Client(), tcp.FinWait2) == 1 })
+			s.close(c.server)
+			s.await("TIME_WAIT", func() bool { return s.minisocksIn(s.lab.Client(), tcp.TimeWait) == 1 })
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.TcpExt.TWKilled": 0},
+		want: func(s *scene) {
+			if ev := s.one("enter", s.ofKind(tcp.KindTWEnter)); ev.Substate != tcp.FinWait2 {
+				s.Errorf("minisock in %v, want FIN_WAIT2", ev.Substate)
+			}
+			s.wantNone(tcp.KindTWEnd)
+		},
+	},
+	{
+		name: "linger 0", v6: true,
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.abort(c.client)
+			s.waitReset(c.server)
+		},
+		counters: map[string]uint64{
+			"client.TcpExt.TW": 0, "client.Tcp.OutRsts": 1, "client.Tcp.EstabResets": 1,
+			"server.Tcp.OutRsts": 0, "server.Tcp.EstabResets": 1,
+		},
+		want: func(s *scene) { s.wantAborted(s.conns[0].clientCookie, s.conns[0].serverCookie) },
+	},
+	{
+		name: "RST received",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.abort(c.server)
+			s.waitReset(c.client)
+		},
+		counters: map[string]uint64{"client.Tcp.EstabResets": 1, "server.Tcp.OutRsts": 1, "server.Tcp.EstabResets": 1},
+		want:     func(s *scene) { s.wantAborted(s.conns[0].serverCookie, s.conns[0].clientCookie) },
+	},
+	{
+		// Data that nobody read: RST too, but not by SO_LINGER.
+		name: "close with unread data",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.write(c.client)
+			_, _, err := unix.Recvfrom(c.server, make([]byte, 1), unix.MSG_PEEK)
+			s.must("peek", err)
+			s.close(c.server)
+			s.waitReset(c.client)
+		},
+		counters: map[string]uint64{"server.Tcp.OutRsts": 1, "server.TcpExt.TCPAbortOnClose": 1},
+		want: func(s *scene) {
+			sent := s.one("RST", s.ofKind(tcp.KindRstSent))
+			s.wantCookie(sent, s.conns[0].serverCookie)
+			s.wantReason(sent, "TCP_ABORT_ON_CLOSE")
+			for _, ev := range s.filter(is(tcp.Close, tcp.Established)) {
+				if ev.Flags != 0 {
+					s.Errorf("socket %d: flags %05b, want none", ev.Cookie, ev.Flags)
+				}
+			}
+		},
+	},
+	{
+		name: "refused", v6: true,
+		do: func(s *scene) {
+			s.close(s.listener)
+			fd, err := s.tryDial(bound)
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				s.Fatalf("connect: %v, want ECONNREFUSED", err)
+			}
+			s.close(fd)
+		},
+		counters: map[string]uint64{"server.Tcp.OutRsts": 1, "client.Tcp.AttemptFails": 1, "client.Tcp.ActiveOpens": 1},
+		want: func(s *scene) {
+			sent := s.one("RST", s.ofKind(tcp.KindRstSent))
+			want := tcp.FourTuple{Local: s.server, Peer: netip.AddrPortFrom(s.lab.ClientAddrs()[0], bound)}
+			if sent.Tuple != want || sent.Cookie != 0 || sent.NetNS != NetNS(s.lab.Server().Cookie()) || sent.Flags&tcp.FlagActive != 0 {
+				s.Errorf("RST %+v, want one without socket of %v", sent, want)
+			}
+			s.wantReason(sent, "NO_SOCKET")
+			end := s.one("the attempt's end", s.filter(is(tcp.Close, tcp.SynSent)))
+			if end.Errno != tcp.ECONNREFUSED || end.Flags != 0 || end.Tuple != want.Reverse() {
+				s.Errorf("the attempt ended with %v, flags %b, of %v", end.Errno, end.Flags, end.Tuple)
+			}
+			got := s.one("RST received", s.ofKind(tcp.KindRstReceived))
+			if got.Old != tcp.SynSent || got.Cookie != end.Cookie {
+				s.Errorf("RST received in %v by socket %d, want SYN_SENT by %d", got.Old, got.Cookie, end.Cookie)
+			}
+		},
+	},
+	{
+		name: "ports exhausted", v6: true, sysctls: "ip_local_port_range=40000_40009 tcp_tw_reuse=0",
+		do: func(s *scene) {
+			for range 10 {
+				c := s.dial(0)
+				s.closeFirst(c.client, c.server)
+			}
+			fd, err := s.tryDial(0)
+			if !errors.Is(err, unix.EADDRNOTAVAIL) {
+				s.Fatalf("connect: %v, want EADDRNOTAVAIL", err)
+			}
+			s.close(fd)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 10, "client.Tcp.ActiveOpens": 10, "client.Tcp.AttemptFails": 0},
+		want: func(s *scene) {
+			end := s.one("the attempt's end", s.filter(is(tcp.Close, tcp.SynSent)))
+			s.wantCookie(end, s.noPort[0])
+			if end.Flags != tcp.FlagNoSegment || end.Tuple.Local.Port() != 0 || end.Tuple.Peer != s.server || end.Errno != 0 {
+				s.Errorf("%+v, want FlagNoSegment and no port", end)
+			}
+		},
+	},
+	{
+		name: "four-tuple busy",
+		do: func(s *scene) {
+			c := s.dial(bound)
+			fd, err := s.tryDial(bound)
+			if !errors.Is(err, unix.EADDRNOTAVAIL) {
+				s.Fatalf("connect: %v, want EADDRNOTAVAIL", err)
+			}
+			s.close(fd)
+			s.closeFirst(c.client, c.server)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.Tcp.ActiveOpens": 1},
+		want: func(s *scene) {
+			end := s.one("the attempt's end", s.filter(is(tcp.Close, tcp.SynSent)))
+			s.wantCookie(end, s.noPort[0])
+			if end.Flags != tcp.FlagNoSegment || end.Tuple != s.conns[0].tuple {
+				s.Errorf("%+v, want FlagNoSegment and %v", end, s.conns[0].tuple)
+			}
+		},
+	},
+	{
+		name: "reused by connect", v6: true,
+		sysctls: "ip_local_port_range=40000_40001 tcp_tw_reuse=1 tcp_tw_reuse_delay=1",
+		do: func(s *scene) {
+			for range 20 {
+				fd := -1
+				s.await("a port", func() bool {
+					var err error
+					if fd, err = s.tryDial(0); errors.Is(err, unix.EADDRNOTAVAIL) {
+						s.close(fd) // younger than tcp_tw_reuse_delay
+						return false
+					}
+					s.must("connect", err)
+					return true
+				})
+				c := s.accept(fd)
+				s.closeFirst(c.client, c.server)
+			}
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 20, "client.TcpExt.TWRecycled": 18},
+		want: func(s *scene) {
+			if n := len(s.ended(tcp.CauseReusedByConnect)); n != 18 {
+				s.Errorf("%d reused, want 18: 20 connections over 2 ports", n)
+			}
+			s.Logf("%d connects found no port that was old enough", len(s.noPort))
+		},
+	},
+	{
+		name: "reused by a bound port", v6: true, sysctls: "tcp_tw_reuse=0",
+		do: func(s *scene) {
+			for range 2 {
+				c := s.dial(bound)
+				s.closeFirst(c.client, c.server)
+			}
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 2, "client.TcpExt.TWRecycled": 1},
+		want: func(s *scene) {
+			s.wantCookie(s.one("reuse", s.ended(tcp.CauseReusedByConnect)), s.conns[0].clientCookie)
+		},
+	},
+	{
+		name: "replaced by SYN", v6: true, sysctls: "tcp_timestamps=1",
+		do: func(s *scene) {
+			for range 2 {
+				c := s.dial(bound)
+				s.closeFirst(c.server, c.client)
+			}
+		},
+		counters: map[string]uint64{"server.TcpExt.TW": 2, "server.TcpExt.TWRecycled": 0, "client.TcpExt.TW": 0},
+		want: func(s *scene) {
+			s.wantCookie(s.one("replacement", s.ended(tcp.CauseReplacedBySyn)), s.conns[0].serverCookie)
+		},
+	},
+	{
+		name: "data for a FIN_WAIT2 minisock", v6: true,
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.close(c.client)
+			s.waitEOF(c.server)
+			s.await("the minisock", func() bool { return s.minisocksIn(s.lab.Client(), tcp.FinWait2) == 1 })
+			s.write(c.server)
+			s.await("its end", func() bool { return len(s.minisocks(s.lab.Client())) == 0 })
+			s.close(c.server)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.Tcp.OutRsts": 1, "server.Tcp.EstabResets": 1},
+		want: func(s *scene) {
+			c := s.conns[0]
+			s.wantCookie(s.one("kill", s.ended(tcp.CauseKilledByRst)), c.clientCookie)
+			sent := s.one("RST", s.ofKind(tcp.KindRstSent))
+			s.wantCookie(sent, c.clientCookie)
+			s.wantReason(sent, "TCP_TIMEWAIT_SOCKET")
+			s.wantCookie(s.one("RST received", s.ofKind(tcp.KindRstReceived)), c.serverCookie)
+		},
+	},
+	{
+		name: "RST into TIME_WAIT", v6: true, sysctls: "tcp_rfc1337=0", traced: clientOnly,
+		do: func(s *scene) {
+			s.resetTimeWait()
+			s.await("the end of TIME_WAIT", func() bool { return len(s.minisocks(s.lab.Client())) == 0 })
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.Tcp.OutRsts": 0},
+		want: func(s *scene) {
+			s.wantCookie(s.one("kill", s.ended(tcp.CauseKilledByRst)), s.conns[0].clientCookie)
+		},
+	},
+	{
+		name: "RST into TIME_WAIT with tcp_rfc1337", sysctls: "tcp_rfc1337=1", traced: clientOnly,
+		do:       func(s *scene) { s.resetTimeWait() },
+		counters: map[string]uint64{"client.TcpExt.TW": 1},
+		want: func(s *scene) {
+			s.wantNone(tcp.KindTWEnd)
+			if n := s.minisocksIn(s.lab.Client(), tcp.TimeWait); n != 1 {
+				s.Errorf("%d in TIME_WAIT, want 1", n)
+			}
+		},
+	},
+	overflow(0), overflow(1), overflow(2),
+	noOverflow("linger 0", func(s *scene, c conn) { s.abort(c.client) }),
+	noOverflow("disconnected", func(s *scene, c conn) {
+		// connect() to no address at all (AF_UNSPEC) ends a connection.
+		unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(c.client), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
+		if errno != 0 {
+			s.Fatalf("connect: %v", errno)
+		}
+	}),
+	noOverflow("unread data", func(s *scene, c conn) {
+		s.write(c.server)
+		_, _, err := unix.Recvfrom(c.client, make([]byte, 1), unix.MSG_PEEK)
+		s.must("peek", err)
+		s.close(c.client)
+	}),
+	noOverflow("TCP_LINGER2 below 0", func(s *scene, c conn) {
+		s.must("TCP_LINGER2", unix.SetsockoptInt(c.client, unix.IPPROTO_TCP, unix.TCP_LINGER2, -1))
+		s.close(c.client)
+	}),
+	{
+		name: "TCP_LINGER2 below 0 of an orphan, and no room for a TIME_WAIT", sysctls: "tcp_max_tw_buckets=0",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.must("TCP_LINGER2", unix.SetsockoptInt(c.client, unix.IPPROTO_TCP, unix.TCP_LINGER2, -1))
+			s.close(c.client)
+			s.waitEOF(c.server)
+			s.await("the client's end", func() bool { return !s.has(s.lab.Client(), tcp.FinWait1, tcp.FinWait2) })
+			s.close(c.server)
+		},
+		counters: map[string]uint64{"client.TcpExt.TCPTimeWaitOverflow": 0, "client.Tcp.OutRsts": 1},
+		want:     func(s *scene) { s.wantNone(tcp.KindTWOverflow) },
+	},
+	{
+		name: "destroyed",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.closeFirst(c.client, c.server)
+			s.await("TIME_WAIT", func() bool { return s.minisocksIn(s.lab.Client(), tcp.TimeWait) == 1 })
+			s.must("SOCK_DESTROY", s.lab.Client().Do(func() error {
+				return netlink.SocketDestroy(net.TCPAddrFromAddrPort(c.tuple.Local), net.TCPAddrFromAddrPort(c.tuple.Peer))
+			}))
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.Tcp.OutRsts": 0},
+		want: func(s *scene) {
+			s.wantCookie(s.one("destruction", s.ended(tcp.CauseDestroyed)), s.conns[0].clientCookie)
+		},
+	},
+	{
+		name: "trace of the client's namespace only", traced: clientOnly,
+		do:       func(s *scene) { c := s.dial(0); s.closeFirst(c.client, c.server) },
+		counters: map[string]uint64{"client.TcpExt.TW": 1},
+		want: func(s *scene) {
+			s.wantStates(s.conns[0].clientCookie, activeClose...)
+			s.wantEvents(6)
+		},
+	},
+	{
+		name: "trace of the server's namespace only", traced: serverOnly,
+		do:       func(s *scene) { c := s.dial(0); s.closeFirst(c.client, c.server) },
+		counters: map[string]uint64{"server.Tcp.PassiveOpens": 1},
+		want: func(s *scene) {
+			s.wantStates(s.conns[0].serverCookie, passiveClose...)
+			s.wantEvents(5)
+		},
+	},
+	{
+		// An MPTCP socket reports its own states too (sk_protocol 262); what is
+		// wanted are those of the TCP connection below it, once.
+		name: "MPTCP",
+		do: func(s *scene) {
+			s.close(s.listener)
+			s.mptcpConnection()
+		},
+		counters: map[string]uint64{"client.Tcp.ActiveOpens": 1, "server.Tcp.PassiveOpens": 1, "client.TcpExt.TW": 1},
+		want: func(s *scene) {
+			s.one("the listener", s.filter(is(tcp.Listen, tcp.Close)))
+			s.one("the client", s.filter(is(tcp.SynSent, tcp.Close)))
+			s.one("the server", s.filter(is(tcp.Established, tcp.SynRecv)))
+			if n := len(s.filter(is(tcp.Close, tcp.Close))); n != 0 {
+				s.Errorf("%d changes from CLOSE to CLOSE", n)
+			}
+		},
+	},
+}
+
+func clientOnly(lab *netlab.Lab) []*netlab.Namespace { return []*netlab.Namespace{lab.Client()} }
+func serverOnly(lab *netlab.Lab) []*netlab.Namespace { return []*netlab.Namespace{lab.Server()} }
+
+// overflow closes five connections where there is room for fewer TIME_WAITs.
+func overflow(room uint64) scenario {
+	digit := string(rune('0' + room))
+	return scenario{
+		name: "TIME_WAIT overflow with room for " + digit, v6: room == 1,
+		sysctls: "tcp_max_tw_buckets=" + digit,
+		do: func(s *scene) {
+			for range 5 {
+				c := s.dial(0)
+				s.closeFirst(c.client, c.server)
+			}
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": room, "client.TcpExt.TCPTimeWaitOverflow": 5 - room},
+		want: func(s *scene) {
+			made := make(map[tcp.Cookie]bool)
+			for _, ev := range s.ofKind(tcp.KindTWEnter) {
+				made[ev.Cookie] = true
+			}
+			for _, ev := range s.ofKind(tcp.KindTWOverflow) {
+				if made[ev.Cookie] {
+					s.Errorf("socket %d has a TIME_WAIT and has none", ev.Cookie)
+				}
+				made[ev.Cookie] = true
+			}
+			for _, c := range s.conns {
+				if !made[c.clientCookie] {
+					s.Errorf("socket %d has neither a TIME_WAIT nor an overflow", c.clientCookie)
+				}
+			}
+		},
+	}
+}
+
+// noOverflow ends a half-closed connection in a way that makes no TIME_WAIT, where
+// there would be no room for one.
+func noOverflow(name string, end func(*scene, conn)) scenario {
+	return scenario{
+		name: name + " in FIN_WAIT2, and no room for a TIME_WAIT", sysctls: "tcp_max_tw_buckets=0",
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.shutdown(c.client)
+			s.waitEOF(c.server)
+			s.await("FIN_WAIT2", func() bool { return s.has(s.lab.Client(), tcp.FinWait2) })
+			end(s, c)
+			_, _ = s.read(c.server) // the RST
+			for _, fd := range []int{c.client, c.server} {
+				if s.open[fd] {
+					s.close(fd)
+				}
+			}
+		},
+		counters: map[string]uint64{"client.TcpExt.TCPTimeWaitOverflow": 0, "client.Tcp.OutRsts": 1},
+		want:     func(s *scene) { s.wantNone(tcp.KindTWOverflow) },
+	}
+}
+
+// has reports whether sock_diag shows a socket in one of these states.
+func (s *scene) has(ns *netlab.Namespace, states ...tcp.State) bool {
+	s.Helper()
+	return slices.ContainsFunc(s.sockets(ns), func(sock *netlink.Socket) bool {
+		return slices.Contains(states, tcp.State(sock.State))
+	})
+}
+
+func TestScenarios(t *testing.T) {
+	for _, sc := range scenarios {
+		for _, v6 := range []bool{false, true} {
+			if v6 && !sc.v6 {
+				continue
+			}
+			name := sc.name + "/IPv4"
+			if v6 {
+				name = sc.name + "/IPv6"
+			}
+			t.Run(name, func(t *testing.T) {
+				t.Parallel() // the others are out of this one's scope
+				o := setup{Options: netlab.Options{Kind: sc.kind, IPv6: v6}, traced: sc.traced}
+				for text := range strings.FieldsSeq(sc.sysctls) {
+					sysctl, err := netlab.ParseSysctl("net.ipv4." + strings.ReplaceAll(text, "_4", " 4"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					o.Sysctls = append(o.Sysctls, sysctl)
+				}
+				s := newScene(t, o)
+				sc.do(s)
+				s.finish()
+				for name, want := range sc.counters {
+					s.wantCounter(name, want)
+				}
+				sc.want(s)
+				if t.Failed() {
+					t.Logf("%+v\n%s", s.stats, s.list())
+				}
+			})
+		}
+	}
+}
+
+func (s *scene) wantCounter(name string, want uint64) {
+	s.Helper()
+	side, counter, _ := strings.Cut(name, ".")
+	ns := s.lab.Client()
+	if side == "server" {
+		ns = s.lab.Server()
+	}
+	if got := s.counted[ns][counter]; got != want {
+		s.Errorf("the scenario went wrong: %s rose by %d, not by %d", name, got, want)
+	}
+}
+
+func (s *scene) wantCookie(ev Event, want tcp.Cookie) {
+	s.Helper()
+	if ev.Cookie != want {
+		s.Errorf("%v is of socket %d, want %d", ev.Kind, ev.Cookie, want)
+	}
+}
+
+func (s *scene) wantEvents(n int) {
+	s.Helper()
+	if len(s.events) != n {
+		s.Errorf("%d events, want %d", len(s.events), n)
+	}
+}
+
+func (s *scene) wantNone(k Kind) {
+	s.Helper()
+	if n := len(s.ofKind(k)); n != 0 {
+		s.Errorf("%d events %v, want none", n, k)
+	}
+}
+
+func (s *scene) wantReason(ev Event, want string) {
+	s.Helper()
+	if s.trace.Coverage()[tcp.FactRstReason] != tcp.Exact {
+		return
+	}
+	if got := s.trace.RstReasons()[ev.Reason]; got != want {
+		s.Errorf("RST because of %s (%d), want %s", got, ev.Reason, want)
+	}
+}
+
+// wantAborted checks a connection that from ended with SO_LINGER {1,0}.
+func (s *scene) wantAborted(from, to tcp.Cookie) {
+	s.Helper()
+	sent := s.one("RST", s.ofKind(tcp.KindRstSent))
+	s.wantCookie(sent, from)
+	if sent.Flags&tcp.FlagActive == 0 || sent.Old != tcp.Close && sent.Old != tcp.Established {
+		s.Errorf("RST with flags %05b in %v", sent.Flags, sent.Old)
+	}
+	s.wantCookie(s.one("RST received", s.ofKind(tcp.KindRstReceived)), to)
+	for _, ev := range s.filter(is(tcp.Close, tcp.Established)) {
+		linger, reset := ev.Flags&tcp.FlagLinger0 != 0, ev.Errno == tcp.ECONNRESET
+		if linger != (ev.Cookie == from) || reset != (ev.Cookie == to) {
+			s.Errorf("socket %d: flags %05b, error %v", ev.Cookie, ev.Flags, ev.Errno)
+		}
+	}
+	s.wantNone(tcp.KindTWEnter)
+}
+
+// hz is the number of jiffies a second.
+func (s *scene) hz() int {
+	s.Helper()
+	hz, err := s.trace.HZ()
+	s.must("HZ", err)
+	return hz
+}
+
+// waitReset waits until the peer's RST is there, and closes.
+func (s *scene) waitReset(fd int) {
+	s.Helper()
+	if n, err := s.read(fd); !errors.Is(err, unix.ECONNRESET) {
+		s.Fatalf("read %d bytes, %v; want ECONNRESET", n, err)
+	}
+	s.close(fd)
+}
+
+// resetTimeWait brings the client into TIME_WAIT and sends it an RST with the
+// sequence number that it expects next. The RST comes from a socket that is put
+// in the place of the server's (TCP_REPAIR).
+func (s *scene) resetTimeWait() {
+	s.Helper()
+	c := s.dial(0)
+	seq, err := writeSeq(c.server)
+	s.must("read the sequence number", err)
+	s.closeFirst(c.client, c.server)
+	s.settle()
+	s.await("TIME_WAIT", func() bool { return s.minisocksIn(s.lab.Client(), tcp.TimeWait) == 1 })
+
+	fd := s.socket(s.lab.Server())
+	s.must("take the server's place", repaired(fd, func() error {
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, int(seq+1)), // + 1: the FIN
+			unix.Bind(fd, s.sockaddr(s.server)),
+			unix.Connect(fd, s.sockaddr(c.tuple.Local)),
+		)
+	}))
+	s.abort(fd)
+}
+
+// mptcpConnection makes one connection between Go's sockets, which are MPTCP where
+// the kernel has it, and closes it.
+func (s *scene) mptcpConnection() {
+	s.Helper()
+	var (
+		ln     net.Listener
+		client net.Conn
+	)
+	s.must("listen", s.lab.Server().Do(func() (err error) {
+		ln, err = net.Listen("tcp", netip.AddrPortFrom(s.lab.ServerAddr(), 8081).String())
+		return err
+	}))
+	defer ln.Close()
+	s.must("connect", s.lab.Client().Do(func() (err error) {
+		var d net.Dialer
+		d.SetMultipathTCP(true)
+		client, err = d.Dial("tcp", ln.Addr().String())
+		return err
+	}))
+	server, err := ln.Accept()
+	s.must("accept", err)
+	mptcp, err := server.(*net.TCPConn).MultipathTCP()
+	s.Logf("MPTCP on both ends: %v, %v", mptcp, err)
+	s.must("close", client.Close())
+	if n, err := server.Read(make([]byte, 1)); n != 0 {
+		s.Fatalf("read %d bytes, %v", n, err)
+	}
+	s.must("close", server.Close())
+}
