@@ -44,13 +44,12 @@ static __always_inline struct recent *recent_of(__u64 cookie)
 static __always_inline struct event *event_begin(__u8 kind, bool twin)
 {
 	struct account *acc = this_account();
-	struct event *e;
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
-	if (acc)
+	/* What a twin can't record stays among the skipped. */
+	if (acc && (e || !twin))
 		__sync_fetch_and_add(&acc->emitted[kind], 1);
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
-		/* What a twin can't record stays among the skipped. */
 		if (acc && !twin)
 			__sync_fetch_and_add(&acc->lost[kind], 1);
 		return NULL;

@@ -15,6 +15,10 @@ import (
 // Rescued says how many of the skipped were recorded after all.
 type Stats struct {
 	Seen uint64
+	// Emitted is what the kernel side counted as handed to the ring or lost
+	// there. Once Read has returned io.EOF it equals Recorded + Rescued +
+	// Duplicates + LostRing, or the drain was not complete.
+	Emitted uint64
 	// Recorded were handed over by Read, without the rescued.
 	Recorded uint64
 	// LostRing did not fit into the ring.
@@ -87,6 +91,9 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 	s := &Stats{LostByKind: make(map[Kind]uint64)}
 	foreign := make(map[Kind]uint64)
 	for _, a := range perCPU {
+		for _, n := range a.Emitted {
+			s.Emitted += n
+		}
 		for k, n := range a.Lost {
 			if n > 0 {
 				s.LostByKind[Kind(k)] += n

@@ -343,18 +343,13 @@ func cookiesOf(t *testing.T, processes string) map[uint64]bool {
 	cookies := make(map[uint64]bool)
 	done := make(chan error)
 	for _, p := range paths {
-		go func() {
-			// The thread ends with the goroutine. It can't be the main thread: a
-			// test's binary runs tests beside it.
-			runtime.LockOSThread()
-			done <- inside(p, func() error {
-				cookie, err := netnsCookie()
-				if err == nil {
-					cookies[cookie] = true
-				}
-				return err
-			})
-		}()
+		go inside(p, done, func() error {
+			cookie, err := netnsCookie()
+			if err == nil {
+				cookies[cookie] = true
+			}
+			return err
+		})
 		if err := <-done; err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Logf("%s: %v", p, err) // its process has ended meanwhile
 		}
@@ -362,10 +357,22 @@ func cookiesOf(t *testing.T, processes string) map[uint64]bool {
 	return cookies
 }
 
-func inside(path string, f func() error) error {
+// inside runs f in a namespace, on a thread that ends with it, and sends what came
+// of it. Never on the main thread, which Go parks instead of ending it: while
+// this goroutine keeps that one, another gets another.
+func inside(path string, done chan<- error, f func() error) {
+	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
-		return errors.New("on the main thread")
+		other := make(chan error)
+		go inside(path, other, f)
+		done <- <-other
+		runtime.UnlockOSThread()
+		return
 	}
+	done <- enterAnd(path, f)
+}
+
+func enterAnd(path string, f func() error) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -188,7 +188,7 @@ func (t *Text) account(s *Summary) {
 	t.crossCheck(s)
 	e := s.Events
 	t.item("JOINED", "%d of %d attempts that called connect() joined by cookie", s.Joined.ByCookie, s.Joined.Attempts)
-	t.item("EVENTS", "%d seen = %d recorded + %d lost in the ring + %d skipped by the kernel (%d of them rescued)",
+	t.item("EVENTS", "%d seen = %d recorded + %d lost in the ring + %d skipped (%d of them rescued)",
 		e.Seen, e.Recorded, e.LostRing, e.SkippedRecursion, e.Rescued)
 	if lost := e.Lost(); lost > 0 {
 		t.line("           %s", t.red(fmt.Sprintf("%d events are missing: what is said above is incomplete", lost)))

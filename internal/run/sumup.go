@@ -1,6 +1,7 @@
 package run
 
 import (
+	"fmt"
 	"io"
 
 	"github.com/twtrace/twtrace/internal/netlab"
@@ -126,6 +127,9 @@ func (r *session) sumUp(k readings) error {
 		st, err := r.trace.Stats()
 		if err != nil {
 			return err
+		}
+		if drained := st.Recorded + st.Rescued + st.Duplicates + st.LostRing; drained != st.Emitted {
+			return fmt.Errorf("the account of the trace does not add up: the kernel side emitted %d events, %d were drained or lost", st.Emitted, drained)
 		}
 		s.Events = report.Events{
 			Seen: st.Seen, Recorded: st.Recorded, LostRing: st.LostRing,
