@@ -166,6 +166,28 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// TestSysctlRefused: what the kernel says of a setting decides about the exit code.
+func TestSysctlRefused(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth)
+	for _, tt := range []struct {
+		setting string
+		code    int
+		says    string
+	}{
+		{"net.ipv4.tcp_tw_reuse=7", exitUsage, "refuses the value"},
+		{"net.core.rmem_max=4096", exitUsage, "could change the whole host"},
+		{"net.ipv4.no_such_setting=1", exitMachine, "no such setting"},
+	} {
+		t.Run(tt.setting, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			code := Main(t.Context(), []string{"run", "--no-trace", "--sysctl", tt.setting}, &stdout, &stderr)
+			if code != tt.code || stdout.Len() != 0 || !isOneLine(stderr.String()) || !strings.Contains(stderr.String(), tt.says) {
+				t.Errorf("exit code %d, want %d; stdout %q, stderr %q", code, tt.code, firstLine(stdout.String()), stderr.String())
+			}
+		})
+	}
+}
+
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
 	return line

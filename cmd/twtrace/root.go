@@ -120,7 +120,8 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.Is(err, errIncomplete):
 		return exitIncomplete
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"),
+		errors.Is(err, netlab.ErrValue), errors.Is(err, netlab.ErrHostSetting):
 		return exitUsage
 	case hint(err) != "":
 		return exitMachine
@@ -137,6 +138,7 @@ var hints = []struct {
 	{tracer.ErrNotPermitted, "tracing needs root (CAP_BPF, CAP_PERFMON): run with sudo, or without a trace `--no-trace`"},
 	{tracer.ErrNoBTF, "tracing needs a kernel with CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux): boot one, or run with `--no-trace`"},
 	{tracer.ErrTooOld, "tracing needs Linux 5.14 or later: boot one, or run with `--no-trace`"},
+	{netlab.ErrNoSetting, "see what there is with `sysctl -a`, or leave it out"},
 	{netlab.ErrNoVeth, "load it with `modprobe veth`, or run with `--net loopback`"},
 }
 

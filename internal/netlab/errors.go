@@ -16,6 +16,8 @@ var (
 	// kernel, because the kernel is older or newer than the setting, or lacks
 	// the feature.
 	ErrNoSetting = errors.New("this kernel has no such setting in a network namespace")
+	// ErrValue: the kernel refused the value of a sysctl, or made another of it.
+	ErrValue = errors.New("the kernel refuses the value")
 	// ErrHostSetting: writing a sysctl key changes, or might change, the whole
 	// host.
 	ErrHostSetting = errors.New("writing it could change the whole host, which is never done")

@@ -449,9 +449,9 @@ func TestSysctlErrors(t *testing.T) {
 		says string
 	}{
 		{Sysctl{"net.ipv4.foo", "1"}, ErrNoSetting, "net.ipv4.foo: this kernel has no such setting in a network namespace"},
-		{Sysctl{"net.ipv4.tcp_tw_reuse", "7"}, unix.EINVAL, `net.ipv4.tcp_tw_reuse: the kernel refuses the value "7": invalid argument`},
-		{Sysctl{"net.ipv4.tcp_tw_reuse", "much"}, unix.EINVAL, `"much"`},
-		{Sysctl{"net.ipv4.tcp_fin_timeout", "1 2"}, nil, `made "1" of the value "1 2"`},
+		{Sysctl{"net.ipv4.tcp_tw_reuse", "7"}, ErrValue, `net.ipv4.tcp_tw_reuse=7: the kernel refuses the value: invalid argument`},
+		{Sysctl{"net.ipv4.tcp_tw_reuse", "much"}, ErrValue, `tcp_tw_reuse=much: the kernel refuses the value: invalid argument`},
+		{Sysctl{"net.ipv4.tcp_fin_timeout", "1 2"}, ErrValue, `tcp_fin_timeout=1 2: the kernel refuses the value: it made "1" of it`},
 		{Sysctl{"net.ipv4.conf", "1"}, nil, "a group of settings"},
 		{Sysctl{"net.ipv4.conf.nolink.rp_filter", "1"}, ErrNoSetting, "nolink"},
 		{Sysctl{"net.ipv4.route.flush", "1"}, nil, "an action"},

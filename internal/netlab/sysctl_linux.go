@@ -115,14 +115,14 @@ func (s Sysctl) write() error {
 	}
 	defer f.Close()
 	if _, err := f.WriteString(s.Value + "\n"); err != nil {
-		return fmt.Errorf("%s: the kernel refuses the value %q: %w", s.Key, s.Value, errnoOf(err))
+		return fmt.Errorf("%s=%s: %w: %w", s.Key, s.Value, ErrValue, errnoOf(err))
 	}
 	kept, err := readSysctlFile(s.Key, f)
 	if err != nil {
 		return err
 	}
 	if !sameValue(s.Value, kept) {
-		return fmt.Errorf("%s: the kernel made %q of the value %q", s.Key, kept, s.Value)
+		return fmt.Errorf("%s=%s: %w: it made %q of it", s.Key, s.Value, ErrValue, kept)
 	}
 	return nil
 }

@@ -173,6 +173,16 @@ type Events struct {
 	SkippedRecursion uint64            `json:"skipped_recursion"`
 	Rescued          uint64            `json:"rescued"`
 	ByKind           map[string]uint64 `json:"by_kind"`
+	LostByKind       map[string]uint64 `json:"lost_by_kind"` // of LostRing
+	Programs         []Program         `json:"programs"`
+}
+
+// Program is a BPF program of the trace. RecursionMisses is how often the kernel
+// skipped it because it was running already on that CPU, events of other
+// namespaces included.
+type Program struct {
+	Name            string `json:"name"`
+	RecursionMisses uint64 `json:"recursion_misses"`
 }
 
 // Lost is how many events are missing.

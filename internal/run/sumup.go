@@ -112,7 +112,8 @@ func (r *session) sumUp(k readings) error {
 	s.TimeWait.Sides = make(map[string]report.SideTimeWait)
 	s.Resets.Reasons = make(map[string]int)
 	s.CrossCheck = []report.CrossCheck{}
-	s.Events.ByKind = make(map[string]uint64)
+	s.Events.ByKind, s.Events.LostByKind = make(map[string]uint64), make(map[string]uint64)
+	s.Events.Programs = []report.Program{}
 	if r.trace != nil {
 		for i, side := range r.sides {
 			r.addSide(side, k.after[i].Sub(k.before[i]), drops)
@@ -131,12 +132,17 @@ func (r *session) sumUp(k readings) error {
 		if drained := st.Recorded + st.Rescued + st.Duplicates + st.LostRing; drained != st.Emitted {
 			return fmt.Errorf("the account of the trace does not add up: the kernel side emitted %d events, %d were drained or lost", st.Emitted, drained)
 		}
-		s.Events = report.Events{
-			Seen: st.Seen, Recorded: st.Recorded, LostRing: st.LostRing,
-			SkippedRecursion: st.SkippedRecursion, Rescued: st.Rescued, ByKind: make(map[string]uint64),
-		}
+		e := &s.Events
+		e.Seen, e.Recorded, e.LostRing = st.Seen, st.Recorded, st.LostRing
+		e.SkippedRecursion, e.Rescued = st.SkippedRecursion, st.Rescued
 		for kind, n := range st.ByKind {
-			s.Events.ByKind[kind.String()] = n
+			e.ByKind[kind.String()] = n
+		}
+		for kind, n := range st.LostByKind {
+			e.LostByKind[kind.String()] = n
+		}
+		for _, p := range st.Programs {
+			e.Programs = append(e.Programs, report.Program{Name: p.Name, RecursionMisses: p.RecursionMisses})
 		}
 	}
 	r.builder.Fill(s)
