@@ -41,12 +41,12 @@ type runFlags struct {
 
 // shortForms are flags of their own for the settings that the experiments turn.
 var shortForms = [...]shortForm{
-	{"tw-reuse", "0|1|2", report.SysctlReuse, "tcp_tw_reuse: may connect() take the port of a TIME_WAIT"},
-	{"port-range", "LO-HI", report.SysctlPortRange, "ip_local_port_range: the ports connect() chooses from"},
-	{"max-tw-buckets", "N", report.SysctlBuckets, "tcp_max_tw_buckets: how many TIME_WAITs there may be"},
-	{"fin-timeout", "SECONDS", report.SysctlFin, "tcp_fin_timeout: how long FIN_WAIT2 may last"},
-	{"timestamps", "0|1", report.SysctlStamps, "tcp_timestamps"},
-	{"syncookies", "0|1", report.SysctlCookies, "tcp_syncookies"},
+	{"tw-reuse", "0|1|2", report.SysctlReuse, ": may connect() take the port of a TIME_WAIT"},
+	{"port-range", "LO-HI", report.SysctlPortRange, ": the ports connect() chooses from"},
+	{"max-tw-buckets", "N", report.SysctlBuckets, ": how many TIME_WAITs there may be"},
+	{"fin-timeout", "SECONDS", report.SysctlFin, ": how long FIN_WAIT2 may last"},
+	{"timestamps", "0|1", report.SysctlStamps, ""},
+	{"syncookies", "0|1", report.SysctlCookies, ""},
 }
 
 type shortForm struct{ flag, value, key, help string }
@@ -107,11 +107,11 @@ func (a *app) runCommand() *cobra.Command {
 	fl.IntVar(&f.backlog, "backlog", loadgen.DefaultBacklog, "the server's listen backlog")
 	fl.Var(f.net, "net", "two fresh namespaces joined by veth, one with its loopback, or this host's own")
 	fl.BoolVarP(&f.ipv6, "ipv6", "6", false, "IPv6")
-	fl.StringVar(&f.target, "target", "", "`HOST:PORT` of a server started elsewhere (twtrace serve); implies --net host")
-	fl.StringVar(&f.allow, "yes-i-may-load", "", "`HOST` that is not of this machine and may be loaded: the host of --target, once more")
-	fl.StringArrayVar(&f.sysctls, "sysctl", nil, "`KEY=VALUE` set in the fresh namespaces (repeatable)")
+	fl.StringVar(&f.target, "target", "", "a server started elsewhere (twtrace serve) at `HOST:PORT`; implies --net host")
+	fl.StringVar(&f.allow, "yes-i-may-load", "", "the `HOST` of --target, once more: it is not of this machine, and I may load it")
+	fl.StringArrayVar(&f.sysctls, "sysctl", nil, "set `KEY=VALUE` in the fresh namespaces (repeatable)")
 	for i, s := range shortForms {
-		fl.StringVar(&f.short[i], s.flag, "", "`"+s.value+"` "+s.help)
+		fl.StringVar(&f.short[i], s.flag, "", s.key[strings.LastIndexByte(s.key, '.')+1:]+" `"+s.value+"`"+s.help)
 	}
 	fl.DurationVar(&f.watch, "linger-watch", 0, "go on tracing after the storm (65s sees TIME_WAITs expire)")
 	fl.BoolVar(&f.noTrace, "no-trace", false, "the storm alone; needs no root with --net host")
@@ -142,6 +142,9 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 		// and reported, by the last part.
 		opts.OnStart = func(s *report.Summary) { _ = text.Header(s) }
 		opts.OnLoop = func(l report.Loop) { _ = text.Loop(l) }
+	}
+	if f.watch > 0 && isTerminal(a.stderr) {
+		a.log.Info("the trace goes on after the storm: Ctrl-C ends it earlier, with the report", "linger-watch", f.watch)
 	}
 	summary, err := run.Run(ctx, opts)
 	if err != nil {

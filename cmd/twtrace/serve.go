@@ -34,7 +34,7 @@ func (a *app) serveCommand() *cobra.Command {
 		},
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&listen, "listen", listen, "`ADDRESS:PORT` to listen on; port 0: the kernel chooses")
+	fl.StringVar(&listen, "listen", listen, "where to listen, `ADDRESS:PORT`; port 0: the kernel chooses")
 	fl.IntVar(&plan.Bytes, "bytes", plan.Bytes, "bytes each way")
 	fl.Var(closer, "close", "who closes first")
 	fl.IntVar(&plan.Backlog, "backlog", loadgen.DefaultBacklog, "listen backlog")
