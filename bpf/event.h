@@ -15,6 +15,8 @@ enum event_kind {
 	KIND_TW_ENTER = 4,
 	KIND_TW_END = 5,
 	KIND_TW_OVERFLOW = 6,
+	KIND_RETRANSMIT = 7,
+	KIND_SYNACK_RETRANSMIT = 8,
 	KIND_MAX = 16, /* room of the counters, not a kind */
 };
 
@@ -54,7 +56,7 @@ struct event {
 	__u32 ticks;	  /* of TW_ENTER: jiffies until the timer expires */
 	__u16 local_port; /* host byte order */
 	__u16 peer_port;
-	__u16 err; /* sk_err */
+	__u16 err; /* sk_err; of a retransmit: why it could not be sent */
 	__u8 kind; /* enum event_kind */
 	__u8 old_state;
 	__u8 new_state;

@@ -111,6 +111,11 @@ struct sock {
 	unsigned long sk_lingertime;
 };
 
+/* A connection that was asked for and is not yet established (NEW_SYN_RECV). */
+struct request_sock {
+	struct sock_common __req_common;
+};
+
 enum sock_flags {
 	SOCK_DEAD = 0,
 	SOCK_LINGER = 4,

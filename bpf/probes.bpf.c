@@ -20,6 +20,7 @@
 #include "timewait.h"
 #include "state.h"
 #include "reset.h"
+#include "retransmit.h"
 
 /* The helpers bpf_get_stack and bpf_probe_read_kernel ask for a GPL-compatible licence. */
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -89,6 +90,43 @@ SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(rst_received_twin, struct sock *sk)
 {
 	return handle_receive_reset(ctx, sk, true);
+}
+
+/* Newer kernels (6.18 among them) give the error as third argument. */
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb, int err)
+{
+	return handle_retransmit(ctx, sk, err, false);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(retransmit_twin, struct sock *sk, struct sk_buff *skb, int err)
+{
+	return handle_retransmit(ctx, sk, err, true);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(retransmit_plain, struct sock *sk, struct sk_buff *skb)
+{
+	return handle_retransmit(ctx, sk, 0, false);
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(retransmit_plain_twin, struct sock *sk, struct sk_buff *skb)
+{
+	return handle_retransmit(ctx, sk, 0, true);
+}
+
+SEC("tp_btf/tcp_retransmit_synack")
+int BPF_PROG(synack, struct sock *sk, struct request_sock *req)
+{
+	return handle_retransmit_synack(ctx, req, false);
+}
+
+SEC("tp_btf/tcp_retransmit_synack")
+int BPF_PROG(synack_twin, struct sock *sk, struct request_sock *req)
+{
+	return handle_retransmit_synack(ctx, req, true);
 }
 
 /*

@@ -55,13 +55,15 @@ const (
 type ProbesEventKind uint32
 
 const (
-	ProbesEventKindKIND_STATE        ProbesEventKind = 1
-	ProbesEventKindKIND_RST_SENT     ProbesEventKind = 2
-	ProbesEventKindKIND_RST_RECEIVED ProbesEventKind = 3
-	ProbesEventKindKIND_TW_ENTER     ProbesEventKind = 4
-	ProbesEventKindKIND_TW_END       ProbesEventKind = 5
-	ProbesEventKindKIND_TW_OVERFLOW  ProbesEventKind = 6
-	ProbesEventKindKIND_MAX          ProbesEventKind = 16
+	ProbesEventKindKIND_STATE             ProbesEventKind = 1
+	ProbesEventKindKIND_RST_SENT          ProbesEventKind = 2
+	ProbesEventKindKIND_RST_RECEIVED      ProbesEventKind = 3
+	ProbesEventKindKIND_TW_ENTER          ProbesEventKind = 4
+	ProbesEventKindKIND_TW_END            ProbesEventKind = 5
+	ProbesEventKindKIND_TW_OVERFLOW       ProbesEventKind = 6
+	ProbesEventKindKIND_RETRANSMIT        ProbesEventKind = 7
+	ProbesEventKindKIND_SYNACK_RETRANSMIT ProbesEventKind = 8
+	ProbesEventKindKIND_MAX               ProbesEventKind = 16
 )
 
 type ProbesFrame struct {
@@ -102,31 +104,37 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	ProbesMapAccounts           = "accounts"
-	ProbesMapEvents             = "events"
-	ProbesMapRecents            = "recents"
-	ProbesMapScratches          = "scratches"
-	ProbesProgJiffiesNow        = "jiffies_now"
-	ProbesProgRstReceived       = "rst_received"
-	ProbesProgRstReceivedTwin   = "rst_received_twin"
-	ProbesProgRstSent           = "rst_sent"
-	ProbesProgRstSentPlain      = "rst_sent_plain"
-	ProbesProgRstSentPlainTwin  = "rst_sent_plain_twin"
-	ProbesProgRstSentTwin       = "rst_sent_twin"
-	ProbesProgState             = "state"
-	ProbesProgStateTwin         = "state_twin"
-	ProbesProgTwCancel          = "tw_cancel"
-	ProbesProgTwExpire          = "tw_expire"
-	ProbesProgTwStart           = "tw_start"
-	ProbesVarFrameCount         = "frame_count"
-	ProbesVarFrames             = "frames"
-	ProbesVarNetnsCount         = "netns_count"
-	ProbesVarNetnsFilter        = "netns_filter"
-	ProbesVarTwTimerHandlerAddr = "tw_timer_handler_addr"
-	ProbesVarUnusedCause        = "unused_cause"
-	ProbesVarUnusedEvent        = "unused_event"
-	ProbesVarUnusedFlag         = "unused_flag"
-	ProbesVarUnusedKind         = "unused_kind"
+	ProbesMapAccounts             = "accounts"
+	ProbesMapEvents               = "events"
+	ProbesMapRecents              = "recents"
+	ProbesMapScratches            = "scratches"
+	ProbesProgJiffiesNow          = "jiffies_now"
+	ProbesProgRetransmit          = "retransmit"
+	ProbesProgRetransmitPlain     = "retransmit_plain"
+	ProbesProgRetransmitPlainTwin = "retransmit_plain_twin"
+	ProbesProgRetransmitTwin      = "retransmit_twin"
+	ProbesProgRstReceived         = "rst_received"
+	ProbesProgRstReceivedTwin     = "rst_received_twin"
+	ProbesProgRstSent             = "rst_sent"
+	ProbesProgRstSentPlain        = "rst_sent_plain"
+	ProbesProgRstSentPlainTwin    = "rst_sent_plain_twin"
+	ProbesProgRstSentTwin         = "rst_sent_twin"
+	ProbesProgState               = "state"
+	ProbesProgStateTwin           = "state_twin"
+	ProbesProgSynack              = "synack"
+	ProbesProgSynackTwin          = "synack_twin"
+	ProbesProgTwCancel            = "tw_cancel"
+	ProbesProgTwExpire            = "tw_expire"
+	ProbesProgTwStart             = "tw_start"
+	ProbesVarFrameCount           = "frame_count"
+	ProbesVarFrames               = "frames"
+	ProbesVarNetnsCount           = "netns_count"
+	ProbesVarNetnsFilter          = "netns_filter"
+	ProbesVarTwTimerHandlerAddr   = "tw_timer_handler_addr"
+	ProbesVarUnusedCause          = "unused_cause"
+	ProbesVarUnusedEvent          = "unused_event"
+	ProbesVarUnusedFlag           = "unused_flag"
+	ProbesVarUnusedKind           = "unused_kind"
 )
 
 // LoadProbes returns the embedded CollectionSpec for Probes.
@@ -171,18 +179,24 @@ type ProbesSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbesProgramSpecs struct {
-	JiffiesNow       *ebpf.ProgramSpec `ebpf:"jiffies_now"`
-	RstReceived      *ebpf.ProgramSpec `ebpf:"rst_received"`
-	RstReceivedTwin  *ebpf.ProgramSpec `ebpf:"rst_received_twin"`
-	RstSent          *ebpf.ProgramSpec `ebpf:"rst_sent"`
-	RstSentPlain     *ebpf.ProgramSpec `ebpf:"rst_sent_plain"`
-	RstSentPlainTwin *ebpf.ProgramSpec `ebpf:"rst_sent_plain_twin"`
-	RstSentTwin      *ebpf.ProgramSpec `ebpf:"rst_sent_twin"`
-	State            *ebpf.ProgramSpec `ebpf:"state"`
-	StateTwin        *ebpf.ProgramSpec `ebpf:"state_twin"`
-	TwCancel         *ebpf.ProgramSpec `ebpf:"tw_cancel"`
-	TwExpire         *ebpf.ProgramSpec `ebpf:"tw_expire"`
-	TwStart          *ebpf.ProgramSpec `ebpf:"tw_start"`
+	JiffiesNow          *ebpf.ProgramSpec `ebpf:"jiffies_now"`
+	Retransmit          *ebpf.ProgramSpec `ebpf:"retransmit"`
+	RetransmitPlain     *ebpf.ProgramSpec `ebpf:"retransmit_plain"`
+	RetransmitPlainTwin *ebpf.ProgramSpec `ebpf:"retransmit_plain_twin"`
+	RetransmitTwin      *ebpf.ProgramSpec `ebpf:"retransmit_twin"`
+	RstReceived         *ebpf.ProgramSpec `ebpf:"rst_received"`
+	RstReceivedTwin     *ebpf.ProgramSpec `ebpf:"rst_received_twin"`
+	RstSent             *ebpf.ProgramSpec `ebpf:"rst_sent"`
+	RstSentPlain        *ebpf.ProgramSpec `ebpf:"rst_sent_plain"`
+	RstSentPlainTwin    *ebpf.ProgramSpec `ebpf:"rst_sent_plain_twin"`
+	RstSentTwin         *ebpf.ProgramSpec `ebpf:"rst_sent_twin"`
+	State               *ebpf.ProgramSpec `ebpf:"state"`
+	StateTwin           *ebpf.ProgramSpec `ebpf:"state_twin"`
+	Synack              *ebpf.ProgramSpec `ebpf:"synack"`
+	SynackTwin          *ebpf.ProgramSpec `ebpf:"synack_twin"`
+	TwCancel            *ebpf.ProgramSpec `ebpf:"tw_cancel"`
+	TwExpire            *ebpf.ProgramSpec `ebpf:"tw_expire"`
+	TwStart             *ebpf.ProgramSpec `ebpf:"tw_start"`
 }
 
 // ProbesMapSpecs contains maps before they are loaded into the kernel.
@@ -264,23 +278,33 @@ type ProbesVariables struct {
 //
 // It can be passed to LoadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbesPrograms struct {
-	JiffiesNow       *ebpf.Program `ebpf:"jiffies_now"`
-	RstReceived      *ebpf.Program `ebpf:"rst_received"`
-	RstReceivedTwin  *ebpf.Program `ebpf:"rst_received_twin"`
-	RstSent          *ebpf.Program `ebpf:"rst_sent"`
-	RstSentPlain     *ebpf.Program `ebpf:"rst_sent_plain"`
-	RstSentPlainTwin *ebpf.Program `ebpf:"rst_sent_plain_twin"`
-	RstSentTwin      *ebpf.Program `ebpf:"rst_sent_twin"`
-	State            *ebpf.Program `ebpf:"state"`
-	StateTwin        *ebpf.Program `ebpf:"state_twin"`
-	TwCancel         *ebpf.Program `ebpf:"tw_cancel"`
-	TwExpire         *ebpf.Program `ebpf:"tw_expire"`
-	TwStart          *ebpf.Program `ebpf:"tw_start"`
+	JiffiesNow          *ebpf.Program `ebpf:"jiffies_now"`
+	Retransmit          *ebpf.Program `ebpf:"retransmit"`
+	RetransmitPlain     *ebpf.Program `ebpf:"retransmit_plain"`
+	RetransmitPlainTwin *ebpf.Program `ebpf:"retransmit_plain_twin"`
+	RetransmitTwin      *ebpf.Program `ebpf:"retransmit_twin"`
+	RstReceived         *ebpf.Program `ebpf:"rst_received"`
+	RstReceivedTwin     *ebpf.Program `ebpf:"rst_received_twin"`
+	RstSent             *ebpf.Program `ebpf:"rst_sent"`
+	RstSentPlain        *ebpf.Program `ebpf:"rst_sent_plain"`
+	RstSentPlainTwin    *ebpf.Program `ebpf:"rst_sent_plain_twin"`
+	RstSentTwin         *ebpf.Program `ebpf:"rst_sent_twin"`
+	State               *ebpf.Program `ebpf:"state"`
+	StateTwin           *ebpf.Program `ebpf:"state_twin"`
+	Synack              *ebpf.Program `ebpf:"synack"`
+	SynackTwin          *ebpf.Program `ebpf:"synack_twin"`
+	TwCancel            *ebpf.Program `ebpf:"tw_cancel"`
+	TwExpire            *ebpf.Program `ebpf:"tw_expire"`
+	TwStart             *ebpf.Program `ebpf:"tw_start"`
 }
 
 func (p *ProbesPrograms) Close() error {
 	return _ProbesClose(
 		p.JiffiesNow,
+		p.Retransmit,
+		p.RetransmitPlain,
+		p.RetransmitPlainTwin,
+		p.RetransmitTwin,
 		p.RstReceived,
 		p.RstReceivedTwin,
 		p.RstSent,
@@ -289,6 +313,8 @@ func (p *ProbesPrograms) Close() error {
 		p.RstSentTwin,
 		p.State,
 		p.StateTwin,
+		p.Synack,
+		p.SynackTwin,
 		p.TwCancel,
 		p.TwExpire,
 		p.TwStart,

@@ -91,7 +91,7 @@ func coverage(chosen []probe, syms symbols) Coverage {
 		tcp.FactRstSent: tcp.NotObservable, tcp.FactRstReason: tcp.NotObservable,
 		tcp.FactRstReceived: tcp.NotObservable, tcp.FactTWEnter: tcp.NotObservable,
 		tcp.FactTWEnd: tcp.NotObservable, tcp.FactTWCause: tcp.NotObservable,
-		tcp.FactTWOverflow: tcp.NotObservable,
+		tcp.FactTWOverflow: tcp.NotObservable, tcp.FactRetransmit: tcp.NotObservable,
 	}
 	for _, p := range chosen {
 		for _, f := range p.facts {

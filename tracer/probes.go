@@ -55,6 +55,22 @@ var probes = []probe{
 		program: bpf.ProbesProgRstSentPlain, twin: bpf.ProbesProgRstSentPlainTwin, kind: tcp.KindRstSent,
 	},
 	{
+		tracepoint: "tcp_retransmit_skb", arity: 3,
+		program: bpf.ProbesProgRetransmit, twin: bpf.ProbesProgRetransmitTwin, kind: tcp.KindRetransmit,
+		facts: []tcp.Fact{tcp.FactRetransmit},
+	},
+	{
+		// Before: only those that were sent.
+		tracepoint: "tcp_retransmit_skb", arity: 2,
+		program: bpf.ProbesProgRetransmitPlain, twin: bpf.ProbesProgRetransmitPlainTwin, kind: tcp.KindRetransmit,
+		facts: []tcp.Fact{tcp.FactRetransmit},
+	},
+	{
+		tracepoint: "tcp_retransmit_synack", arity: 2,
+		program: bpf.ProbesProgSynack, twin: bpf.ProbesProgSynackTwin, kind: tcp.KindSynAckRetransmit,
+		facts: []tcp.Fact{tcp.FactRetransmit},
+	},
+	{
 		tracepoint: "tcp_receive_reset", arity: 1,
 		program: bpf.ProbesProgRstReceived, twin: bpf.ProbesProgRstReceivedTwin, kind: tcp.KindRstReceived,
 		facts: []tcp.Fact{tcp.FactRstReceived},

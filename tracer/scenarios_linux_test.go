@@ -87,6 +87,56 @@ var scenarios = []scenario{
 		},
 	},
 	{
+		// The accept queue has room for one: the second SYN is dropped until the
+		// first connection is accepted, and comes again after a second.
+		name: "SYN sent again", v6: true,
+		do: func(s *scene) {
+			s.must("shorten the backlog", unix.Listen(s.listener, 0))
+			first, err := s.tryDial(0)
+			s.must("connect", err)
+			second := s.socket(s.lab.Client())
+			connected := make(chan error)
+			go func() { connected <- unix.Connect(second, s.sockaddr(s.server)) }()
+			server := s.lab.Server()
+			s.await("the drop of a SYN", func() bool {
+				return s.counters(server).Sub(s.before[server])["TcpExt.ListenDrops"] > 0
+			})
+			a := s.accept(first)
+			s.must("connect again", <-connected)
+			b := s.accept(second)
+			s.closeFirst(a.client, a.server)
+			s.closeFirst(b.client, b.server)
+		},
+		counters: map[string]uint64{"client.TcpExt.TCPSynRetrans": 1, "server.TcpExt.ListenOverflows": 1},
+		want: func(s *scene) {
+			again := s.one("SYN", s.ofKind(tcp.KindRetransmit))
+			s.wantCookie(again, s.conns[1].clientCookie)
+			if again.Old != tcp.SynSent {
+				s.Errorf("it was sent in %v", again.Old)
+			}
+		},
+	},
+	{
+		// The listener wants data, not the bare ACK of a handshake, and asks again
+		// after a second; then it makes do.
+		name: "SYN+ACK sent again", v6: true,
+		do: func(s *scene) {
+			s.must("TCP_DEFER_ACCEPT", unix.SetsockoptInt(s.listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 1))
+			c := s.dial(0)
+			s.closeFirst(c.client, c.server)
+		},
+		counters: map[string]uint64{"server.TcpExt.TCPSynRetrans": 1, "server.TcpExt.TCPDeferAcceptDrop": 1},
+		want: func(s *scene) {
+			again := s.one("SYN+ACK", s.ofKind(tcp.KindSynAckRetransmit))
+			if want := s.conns[0].tuple.Reverse(); again.Tuple != want {
+				s.Errorf("it was sent for %v, want %v", again.Tuple, want)
+			}
+			if again.Old != tcp.NewSynRecv {
+				s.Errorf("it was sent in %v", again.Old)
+			}
+		},
+	},
+	{
 		// Both FINs are dropped on arrival and sent again, so that at least one
 		// end gets the other's FIN before the ACK of its own.
 		name: "simultaneous close", v6: true,

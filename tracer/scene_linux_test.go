@@ -549,6 +549,14 @@ var accounts = []struct {
 	{[]string{"TcpExt.TCPTimeWaitOverflow"}, tcp.FactTWOverflow, kind(tcp.KindTWOverflow)},
 	// tcp_v4_send_reset, tcp_send_active_reset and their like.
 	{[]string{"Tcp.OutRsts"}, tcp.FactRstReason, kind(tcp.KindRstSent)},
+	// __tcp_retransmit_skb, tcp_rtx_synack; no segment of a scene is split.
+	{[]string{"Tcp.RetransSegs"}, tcp.FactRetransmit, func(ev *Event) bool {
+		return ev.Kind == tcp.KindRetransmit && ev.Errno == 0 || ev.Kind == tcp.KindSynAckRetransmit
+	}},
+	{[]string{"TcpExt.TCPSynRetrans"}, tcp.FactRetransmit, func(ev *Event) bool {
+		return ev.Kind == tcp.KindRetransmit && ev.Errno == 0 && (ev.Old == tcp.SynSent || ev.Old == tcp.SynRecv) ||
+			ev.Kind == tcp.KindSynAckRetransmit
+	}},
 	// tcp_set_state.
 	{[]string{"Tcp.EstabResets"}, tcp.FactState, is(tcp.Close, tcp.Established, tcp.CloseWait)},
 	// tcp_connect, which comes after the search for a port.

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
 	"github.com/twtrace/twtrace/internal/verdict"
 )
@@ -78,6 +79,15 @@ func (f *failure) evidence(s *Summary, v verdict.Verdict, started int64) map[str
 	}
 	if step := f.example.ClosedWith(); step != nil {
 		e["kernel_errno"] = step.Errno.String()
+	}
+	if v.Cause == verdict.TimedOut {
+		n := 0
+		for _, step := range f.example.Events() {
+			if step.Kind == tcp.KindRetransmit {
+				n++
+			}
+		}
+		e["example_retransmits"] = n
 	}
 	if v.Cause == verdict.PortExhausted {
 		// As connect() began its search, for the same source and destination.

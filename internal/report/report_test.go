@@ -709,3 +709,18 @@ func TestSysctls(t *testing.T) {
 		}
 	}
 }
+
+// TestRetransmits: stalls are shown where there were any, and only there.
+func TestRetransmits(t *testing.T) {
+	for _, r := range []Retransmits{{}, {Syn: 3, SynAck: 2, Other: 1}} {
+		var b strings.Builder
+		s := Summary{Options: Options{Trace: true}, Retransmits: r}
+		if err := NewText(&b, false).Write(&s); err != nil {
+			t.Fatal(err)
+		}
+		const want = "RETRANSMIT 3 SYN, 2 SYN+ACK, 1 other segments\n"
+		if got := strings.Contains(b.String(), want); got != (r.Syn > 0) {
+			t.Errorf("%+v: shown %t in\n%s", r, got, b.String())
+		}
+	}
+}

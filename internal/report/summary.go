@@ -32,6 +32,7 @@ type Summary struct {
 	Server      *Server      `json:"server"` // null: a server started elsewhere
 	TimeWait    TimeWait     `json:"time_wait"`
 	Resets      Resets       `json:"resets"`
+	Retransmits Retransmits  `json:"retransmits"`
 	Failures    []Failure    `json:"failures"`
 	Unexplained int          `json:"unexplained"`
 	Joined      Joined       `json:"joined"`
@@ -142,6 +143,15 @@ type Resets struct {
 	Sent     int            `json:"sent"`
 	Received int            `json:"received"` // by full sockets
 	Reasons  map[string]int `json:"reasons"`  // why sent, in this kernel's words
+}
+
+// Retransmits counts segments that were sent again, all namespaces together. Each
+// SYN of them is a connect() that stalled: by one second at the first, then two,
+// then four more.
+type Retransmits struct {
+	Syn    int `json:"syn"`
+	SynAck int `json:"syn_ack"` // by listeners
+	Other  int `json:"other"`
 }
 
 // Failure is a group of attempts that failed in the same way.

@@ -177,6 +177,9 @@ func (t *Text) account(s *Summary) {
 		}
 		t.item("RST", "%d sent, %d received%s", s.Resets.Sent, s.Resets.Received, reasons(s.Resets.Reasons))
 	}
+	if r := s.Retransmits; r != (Retransmits{}) {
+		t.item("RETRANSMIT", "%d SYN, %d SYN+ACK, %d other segments", r.Syn, r.SynAck, r.Other)
+	}
 	if s.Server != nil {
 		t.item("SERVER", "%d accepted, %d closed, %d connected but never accepted",
 			s.Server.Accepted, s.Server.Closed, s.Server.NeverAccepted)

@@ -254,9 +254,20 @@ func (r *session) describe() error {
 				r.lines <- l
 			}
 		},
-		ShortTicks: uint32(4 * hz),
+		ShortTicks:  uint32(4 * hz),
+		AbortOnData: reasonNumber(r.trace.RstReasons(), "TCP_ABORT_ON_DATA"),
 	})
 	return nil
+}
+
+// reasonNumber is this kernel's number for the reason of an RST; 0: it has none.
+func reasonNumber(names map[uint32]string, name string) uint32 {
+	for number, n := range names {
+		if n == name {
+			return number
+		}
+	}
+	return 0
 }
 
 // coverage is the trace's, and what the run itself adds to it.
@@ -270,7 +281,7 @@ func (r *session) coverage() tcp.Coverage {
 	} else {
 		for _, fact := range []tcp.Fact{
 			tcp.FactState, tcp.FactRstSent, tcp.FactRstReason, tcp.FactRstReceived, tcp.FactTWEnter,
-			tcp.FactTWEnd, tcp.FactTWCause, tcp.FactTWOverflow, tcp.FactConnectFail,
+			tcp.FactTWEnd, tcp.FactTWCause, tcp.FactTWOverflow, tcp.FactConnectFail, tcp.FactRetransmit,
 		} {
 			c[fact] = tcp.NotObservable
 		}

@@ -58,6 +58,7 @@ var checks = []check{
 	{counter: "TcpExt.TWRecycled", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWEnd[tcp.CauseReusedByConnect] }},
 	{counter: "TcpExt.TCPTimeWaitOverflow", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.TWOverflow }},
 	{counter: "TcpExt.TCPAbortOnData", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.Linger0 + t.DataAfterClose }},
+	{counter: "TcpExt.TCPSynRetrans", twtrace: func(t *timeline.Totals, _ uint64) uint64 { return t.SynRetransmits + t.SynAckRetransmits }},
 	{counter: "TcpExt.ListenOverflows", twtrace: func(_ *timeline.Totals, drops uint64) uint64 { return drops }, listener: true},
 	{counter: "TcpExt.ListenDrops", twtrace: func(_ *timeline.Totals, drops uint64) uint64 { return drops }, listener: true},
 }
@@ -168,6 +169,9 @@ func (r *session) addSide(side side, kernel netlab.Counters, drops uint64) {
 	tw.Sides[side.name] = report.SideTimeWait{Entered: int(t.TWEnter), Overflowed: int(t.TWOverflow)}
 	s.Resets.Sent += int(t.RstSent)
 	s.Resets.Received += int(t.RstReceived)
+	s.Retransmits.Syn += int(t.SynRetransmits)
+	s.Retransmits.SynAck += int(t.SynAckRetransmits)
+	s.Retransmits.Other += int(t.Retransmits)
 	if !side.listens {
 		drops = 0
 	}

@@ -25,6 +25,7 @@ const (
 	FactTWCause     Fact = "time-wait-end-cause" // why it ended
 	FactTWOverflow  Fact = "time-wait-overflow"  // every TIME_WAIT that was skipped
 	FactConnectFail Fact = "connect-failure"     // connects that failed inside the kernel
+	FactRetransmit  Fact = "retransmit"          // every segment that was sent again
 	FactListenDrop  Fact = "listen-drop"         // SYNs and ACKs that a listener dropped
 	FactCause       Fact = "failure-cause"       // why an attempt failed
 )

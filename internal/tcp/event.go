@@ -8,12 +8,14 @@ type Kind uint8
 
 // The kinds, in the words of the command line (twtrace trace --kind).
 const (
-	KindState       Kind = iota + 1 // a full socket changed its state
-	KindRstSent                     // this host sent an RST
-	KindRstReceived                 // a full socket received an acceptable RST
-	KindTWEnter                     // a TIME_WAIT minisock was made (see Event.Substate)
-	KindTWEnd                       // a TIME_WAIT minisock ended (see Event.Cause)
-	KindTWOverflow                  // TIME_WAIT was skipped: tcp_max_tw_buckets, or no memory
+	KindState            Kind = iota + 1 // a full socket changed its state
+	KindRstSent                          // this host sent an RST
+	KindRstReceived                      // a full socket received an acceptable RST
+	KindTWEnter                          // a TIME_WAIT minisock was made (see Event.Substate)
+	KindTWEnd                            // a TIME_WAIT minisock ended (see Event.Cause)
+	KindTWOverflow                       // TIME_WAIT was skipped: tcp_max_tw_buckets, or no memory
+	KindRetransmit                       // a full socket sent a segment again; in SYN_SENT its SYN
+	KindSynAckRetransmit                 // a listener sent a SYN+ACK again
 	numKinds
 )
 
@@ -21,12 +23,14 @@ const (
 const NumKinds = int(numKinds)
 
 var kindNames = [numKinds]string{
-	KindState:       "state",
-	KindRstSent:     "rst-sent",
-	KindRstReceived: "rst-received",
-	KindTWEnter:     "tw-enter",
-	KindTWEnd:       "tw-end",
-	KindTWOverflow:  "tw-overflow",
+	KindState:            "state",
+	KindRstSent:          "rst-sent",
+	KindRstReceived:      "rst-received",
+	KindTWEnter:          "tw-enter",
+	KindTWEnd:            "tw-end",
+	KindTWOverflow:       "tw-overflow",
+	KindRetransmit:       "retransmit",
+	KindSynAckRetransmit: "synack-retransmit",
 }
 
 func (k Kind) String() string {

@@ -14,11 +14,17 @@ type Totals struct {
 	EstabResets   uint64 // ESTABLISHED or CLOSE_WAIT > CLOSE
 	Linger0       uint64 // closed with SO_LINGER {1,0}
 	// DataAfterClose: data came for a socket that its program had closed
-	// (tcp_rcv_state_process: the ACK of the FIN makes it FIN_WAIT2, the data
-	// ends it there, and the RST follows).
+	// (tcp_rcv_state_process), which an RST answers. Where the kernel gives no
+	// reason for an RST, only those are counted whose data came with the ACK
+	// of the FIN: that makes it FIN_WAIT2, and the data ends it there.
 	DataAfterClose uint64
 	RstSent        uint64
 	RstReceived    uint64
+
+	// Segments that were sent again: SYNs, SYN+ACKs of a listener, all others.
+	SynRetransmits    uint64
+	SynAckRetransmits uint64
+	Retransmits       uint64
 
 	TWEnter    uint64 // TIME_WAIT minisocks made
 	TWFinWait2 uint64 // of these, those made to wait for the peer's FIN
@@ -55,6 +61,10 @@ type Options struct {
 	// ShortTicks is the number of jiffies up to which the kernel counts a
 	// TIME_WAIT as TWKilled: four seconds' (__inet_twsk_schedule).
 	ShortTicks uint32
+	// AbortOnData is this kernel's number for the reason of an RST that
+	// answers data after close() (TCP_ABORT_ON_DATA, Linux 6.10 and later); 0:
+	// it gives no reasons.
+	AbortOnData uint32
 }
 
 // Joiner joins attempts and events. Its methods may be called from several
@@ -287,7 +297,7 @@ func (j *Joiner) event(ev *tcp.Event) {
 		total = new(Totals)
 		j.total[ev.NetNS] = total
 	}
-	total.add(ev, j.opts.ShortTicks)
+	total.add(ev, &j.opts)
 
 	switch ev.Kind {
 	case tcp.KindState:
@@ -304,7 +314,8 @@ func (j *Joiner) event(ev *tcp.Event) {
 }
 
 // add counts an event.
-func (t *Totals) add(ev *tcp.Event, shortTicks uint32) {
+func (t *Totals) add(ev *tcp.Event, opts *Options) {
+	byReason := opts.AbortOnData != 0
 	switch ev.Kind {
 	case tcp.KindState:
 		switch {
@@ -331,26 +342,39 @@ func (t *Totals) add(ev *tcp.Event, shortTicks uint32) {
 			ev.Old != tcp.Listen && ev.Flags&tcp.FlagTWMade == 0 {
 			t.Linger0++
 		}
-		if ev.Old == tcp.FinWait2 && ev.Errno == 0 && ev.Flags&(tcp.FlagTWMade|tcp.FlagLinger0) == 0 {
+		if !byReason && ev.Old == tcp.FinWait2 && ev.Errno == 0 && ev.Flags&(tcp.FlagTWMade|tcp.FlagLinger0) == 0 {
 			t.DataAfterClose++
 		}
 	case tcp.KindRstSent:
 		t.RstSent++
+		if byReason && ev.Reason == opts.AbortOnData {
+			t.DataAfterClose++
+		}
 	case tcp.KindRstReceived:
 		t.RstReceived++
+	case tcp.KindRetransmit:
+		switch {
+		case ev.Errno != 0: // it could not be sent
+		case ev.Old == tcp.SynSent, ev.Old == tcp.SynRecv:
+			t.SynRetransmits++
+		default:
+			t.Retransmits++
+		}
+	case tcp.KindSynAckRetransmit:
+		t.SynAckRetransmits++
 	case tcp.KindTWEnter:
 		t.TWEnter++
 		if ev.Substate == tcp.FinWait2 {
 			t.TWFinWait2++
 		}
-		if ev.Ticks <= shortTicks {
+		if ev.Ticks <= opts.ShortTicks {
 			t.TWShort++
 		}
 	case tcp.KindTWEnd:
 		t.TWEnd[min(ev.Cause, tcp.CauseUnknown)]++
 	case tcp.KindTWOverflow:
 		t.TWOverflow++
-		if ev.Old == tcp.FinWait2 && ev.Errno == 0 && ev.Flags&tcp.FlagLinger0 == 0 {
+		if !byReason && ev.Old == tcp.FinWait2 && ev.Errno == 0 && ev.Flags&tcp.FlagLinger0 == 0 {
 			t.DataAfterClose-- // it follows the state change that looked like it
 		}
 	}

@@ -629,6 +629,10 @@ func TestTotals(t *testing.T) {
 		{"RST in FIN_WAIT2", state(tcp.FinWait2, tcp.Close, 0, tcp.ECONNRESET), Totals{}},
 		{"established", state(tcp.SynRecv, tcp.Established, 0, 0), Totals{}},
 		{"RST sent", tcp.Event{Kind: tcp.KindRstSent}, Totals{RstSent: 1}},
+		{"SYN again", tcp.Event{Kind: tcp.KindRetransmit, Old: tcp.SynSent, New: tcp.SynSent}, Totals{SynRetransmits: 1}},
+		{"SYN again, but not sent", tcp.Event{Kind: tcp.KindRetransmit, Old: tcp.SynSent, Errno: tcp.ENOBUFS}, Totals{}},
+		{"data again", tcp.Event{Kind: tcp.KindRetransmit, Old: tcp.Established, New: tcp.Established}, Totals{Retransmits: 1}},
+		{"SYN+ACK again", tcp.Event{Kind: tcp.KindSynAckRetransmit, Old: tcp.NewSynRecv}, Totals{SynAckRetransmits: 1}},
 		{"RST received", tcp.Event{Kind: tcp.KindRstReceived}, Totals{RstReceived: 1}},
 		{"TIME_WAIT", tw(tcp.TimeWait, longTicks), Totals{TWEnter: 1}},
 		{"FIN_WAIT2", tw(tcp.FinWait2, longTicks), Totals{TWEnter: 1, TWFinWait2: 1}},
@@ -649,6 +653,25 @@ func TestTotals(t *testing.T) {
 				t.Errorf("the other namespace's totals are %+v", got)
 			}
 		})
+	}
+}
+
+// TestReasonTotals: where the kernel says why it sent an RST, that is what tells
+// data after close from the rest, in whatever state it came.
+func TestReasonTotals(t *testing.T) {
+	const reason = 8
+	j := NewJoiner(Options{ShortTicks: shortTicks, AbortOnData: reason})
+	var s stream
+	s.state(1, 40000, tcp.FinWait1, tcp.Close, 0, tcp.ECONNRESET)
+	s.add(tcp.Event{Kind: tcp.KindRstSent, Cookie: 1, Reason: reason, Tuple: tuple(40000)})
+	s.state(2, 40001, tcp.FinWait2, tcp.Close, 0, 0)
+	s.add(tcp.Event{Kind: tcp.KindRstSent, Cookie: 2, Reason: reason, Tuple: tuple(40001)})
+	s.state(3, 40002, tcp.FinWait2, tcp.Close, 0, 0) // TIME_WAIT was skipped
+	s.add(tcp.Event{Kind: tcp.KindTWOverflow, Cookie: 3, Tuple: tuple(40002), Old: tcp.FinWait2, New: tcp.Close})
+	s.add(tcp.Event{Kind: tcp.KindRstSent, Reason: reason + 1})
+	j.Events(s.events)
+	if got, want := j.Totals(client), (Totals{RstSent: 3, DataAfterClose: 2, TWOverflow: 1}); got != want {
+		t.Errorf("totals %+v, want %+v", got, want)
 	}
 }
 
