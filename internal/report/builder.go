@@ -94,41 +94,18 @@ func (b *Builder) LoopDone(loop, attempts, finished, failed int, took time.Durat
 	b.errors = make(map[string]int)
 }
 
-// Mark notes how things stood as a loop ended and returns the loop, or false if
-// it is not known.
-func (b *Builder) Mark(m timeline.Mark) (Loop, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i := range b.loops {
-		if l := &b.loops[i]; l.Loop == m.Loop {
-			l.TimeWaitNow, l.PortsInUse = &m.TimeWait, &m.Ports
-			return *l, true
-		}
-	}
-	return Loop{}, false
-}
-
-// SetTimeWait notes the TIME_WAITs as a loop ended, in a run without a trace.
-func (b *Builder) SetTimeWait(loop, n int) (Loop, bool) {
+// SetLoop notes how things stood as a loop ended, nil where that is not known, and
+// returns the loop, or false if there is none of that number.
+func (b *Builder) SetLoop(loop int, timeWaits, ports *int) (Loop, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.loops {
 		if l := &b.loops[i]; l.Loop == loop {
-			l.TimeWaitNow = &n
+			l.TimeWaitNow, l.PortsInUse = timeWaits, ports
 			return *l, true
 		}
 	}
 	return Loop{}, false
-}
-
-// LastLoop returns the loop that was closed last.
-func (b *Builder) LastLoop() (Loop, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.loops) == 0 {
-		return Loop{}, false
-	}
-	return b.loops[len(b.loops)-1], true
 }
 
 // Timeline takes an attempt that is complete.

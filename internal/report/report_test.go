@@ -105,7 +105,7 @@ var summaries = map[string]func() *Summary{
 			b.Attempts(as)
 			b.ok(as, true)
 			b.LoopDone(int(loop+1), 300, 300, 0, 20*time.Millisecond)
-			b.Mark(timeline.Mark{Loop: int(loop + 1)})
+			b.SetLoop(int(loop+1), new(0), new(0))
 		}
 		return fill(b, s)
 	},
@@ -131,7 +131,7 @@ var summaries = map[string]func() *Summary{
 			b.Attempts(as)
 			b.ok(as[:finished], true)
 			b.LoopDone(int(loop+1), 300, finished, 300-finished, 50*time.Millisecond)
-			b.Mark(timeline.Mark{Loop: int(loop + 1), TimeWait: 290, Ports: 290})
+			b.SetLoop(int(loop+1), new(290), new(290))
 		}
 		for i := range 100 {
 			b.Lifetime(timeline.Lifetime{NS: 60_400_000_000 + int64(i)*1e7, Cause: tcp.CauseExpired})
@@ -152,7 +152,7 @@ var summaries = map[string]func() *Summary{
 		b.Attempts(as)
 		b.ok(as, true)
 		b.LoopDone(1, 120, 119, 1, 10*time.Millisecond)
-		b.Mark(timeline.Mark{Loop: 1, TimeWait: 120, Ports: 120})
+		b.SetLoop(1, new(120), new(120))
 		return fill(b, s)
 	},
 	"untraced": func() *Summary {
@@ -173,7 +173,7 @@ var summaries = map[string]func() *Summary{
 		b.Attempts(as)
 		b.ok(as, false)
 		b.LoopDone(1, 300, 100, 200, 30*time.Millisecond)
-		b.SetTimeWait(1, 100)
+		b.SetLoop(1, new(100), nil)
 		return fill(b, s)
 	},
 	"lost": func() *Summary {
@@ -204,7 +204,7 @@ var summaries = map[string]func() *Summary{
 		b.Attempts(as)
 		b.ok(as, true) // the RST was not seen: unexplained
 		b.LoopDone(1, 600, 599, 1, 1234567*time.Second)
-		b.Mark(timeline.Mark{Loop: 1, TimeWait: 562, Ports: 562})
+		b.SetLoop(1, new(562), new(562))
 		return fill(b, s)
 	},
 }
@@ -651,7 +651,6 @@ func TestConcurrent(t *testing.T) {
 		for loop := range uint32(loops) {
 			b.Attempts(attempts(loop+1, each, start))
 			b.LoopDone(int(loop+1), each, each, 0, time.Millisecond)
-			b.LastLoop()
 		}
 	})
 	wg.Go(func() {
@@ -664,8 +663,8 @@ func TestConcurrent(t *testing.T) {
 	})
 	wg.Go(func() {
 		for loop := range loops {
-			b.Mark(timeline.Mark{Loop: loop + 1})
-			b.SetTimeWait(loop+1, 3)
+			b.SetLoop(loop+1, new(0), new(0))
+			b.SetLoop(loop+1, new(3), nil)
 			b.Fill(base())
 		}
 	})
@@ -676,25 +675,25 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-func TestMark(t *testing.T) {
+func TestSetLoop(t *testing.T) {
 	b := NewBuilder(start, true)
-	if _, ok := b.LastLoop(); ok {
+	if _, ok := b.SetLoop(1, new(3), new(4)); ok {
 		t.Error("a loop before the first")
 	}
 	b.LoopDone(1, 1, 1, 0, time.Second)
 	b.LoopDone(2, 1, 1, 0, time.Second)
-	l, ok := b.Mark(timeline.Mark{Loop: 1, TimeWait: 3, Ports: 4})
+	l, ok := b.SetLoop(1, new(3), new(4))
 	if !ok || l.Loop != 1 || *l.TimeWaitNow != 3 || *l.PortsInUse != 4 {
 		t.Errorf("loop %+v, %t", l, ok)
 	}
-	if _, ok := b.Mark(timeline.Mark{Loop: 3}); ok {
-		t.Error("a loop that is not known was marked")
+	if _, ok := b.SetLoop(3, new(3), new(4)); ok {
+		t.Error("a loop that is not known was set")
 	}
-	if l, ok := b.SetTimeWait(2, 5); !ok || *l.TimeWaitNow != 5 || l.PortsInUse != nil {
+	if l, ok := b.SetLoop(2, new(5), nil); !ok || *l.TimeWaitNow != 5 || l.PortsInUse != nil {
 		t.Errorf("loop %+v, %t", l, ok)
 	}
-	if l, ok := b.LastLoop(); !ok || l.Loop != 2 {
-		t.Errorf("last loop %+v, %t", l, ok)
+	if l, ok := b.SetLoop(2, nil, nil); !ok || l.TimeWaitNow != nil {
+		t.Errorf("loop %+v, %t", l, ok)
 	}
 }
 

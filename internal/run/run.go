@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"runtime"
@@ -250,7 +251,7 @@ func (r *session) describe() error {
 		OnTimeline: r.builder.Timeline,
 		OnLifetime: r.builder.Lifetime,
 		OnMark: func(m timeline.Mark) {
-			if l, ok := r.builder.Mark(m); ok {
+			if l, ok := r.builder.SetLoop(m.Loop, &m.TimeWait, &m.Ports); ok {
 				r.lines <- l
 			}
 		},
@@ -420,7 +421,7 @@ func (r *session) stopTrace() error {
 	}
 	err := r.trace.Stop()
 	if r.pumpDone != nil {
-		if pumpErr := <-r.pumpDone; !errors.Is(pumpErr, errEOF) {
+		if pumpErr := <-r.pumpDone; !errors.Is(pumpErr, io.EOF) {
 			err = errors.Join(err, pumpErr)
 		}
 		r.pumpDone = nil
@@ -443,14 +444,12 @@ func (r *session) close() error {
 	return errors.Join(errs...)
 }
 
-// untracedMark takes what /proc shows of the client's TIME_WAITs.
+// untracedMark notes what /proc shows of the client's TIME_WAITs as a loop ended.
 func (r *session) untracedMark(loop int) (report.Loop, bool) {
-	l, ok := r.builder.LastLoop()
-	if !ok || l.Loop != loop {
-		return l, false
-	}
+	var timeWaits *int
 	if c, err := r.lab.Client().Counters(); err == nil {
-		l, ok = r.builder.SetTimeWait(loop, int(c[timeWaitsNow]))
+		n := int(c[timeWaitsNow])
+		timeWaits = &n
 	}
-	return l, ok
+	return r.builder.SetLoop(loop, timeWaits, nil)
 }

@@ -2,16 +2,12 @@ package run
 
 import (
 	"fmt"
-	"io"
 
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/report"
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
 )
-
-// errEOF is how a pump ends that has drained its trace.
-var errEOF = io.EOF
 
 // side is a namespace of the run and what it is called.
 type side struct {
