@@ -114,28 +114,19 @@ static __always_inline int handle_receive_reset(void *ctx, struct sock *sk, bool
 {
 	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
 	struct tcp_sock *tp;
-	struct event *e;
+	int state;
 
 	if (handled_by_main(reset_key(argument(ctx, 0), 0, KIND_RST_RECEIVED), twin))
 		return 0;
-	if (!in_scope(netns)) {
+	tp = in_scope(netns) ? bpf_skc_to_tcp_sock(sk) : NULL;
+	if (!tp) {
 		if (twin)
 			skipped_out_of_scope(KIND_RST_RECEIVED);
 		return 0;
 	}
-	tp = bpf_skc_to_tcp_sock(sk);
-	e = event_begin(KIND_RST_RECEIVED, twin);
-	if (!e)
-		return 0;
-	e->cookie = bpf_get_socket_cookie(sk);
-	e->netns = netns;
-	put_addresses(e, &sk->__sk_common);
-	e->local_port = tp ? bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) : 0;
-	e->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	e->old_state = sk->__sk_common.skc_state;
-	e->new_state = e->old_state;
-	e->flags = twin ? FLAG_RESCUED : 0;
-	event_end(e);
+	state = sk->__sk_common.skc_state;
+	socket_event(sk, tp, KIND_RST_RECEIVED, bpf_get_socket_cookie(sk), netns, state, state, 0,
+		     twin ? FLAG_RESCUED : 0);
 	return 0;
 }
 

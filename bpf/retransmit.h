@@ -7,7 +7,7 @@ static __always_inline int handle_retransmit(void *ctx, struct sock *sk, int err
 {
 	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
 	struct tcp_sock *tp;
-	struct event *e;
+	int state;
 
 	if (handled_by_main(reset_key(argument(ctx, 0), argument(ctx, 1), KIND_RETRANSMIT), twin))
 		return 0;
@@ -17,19 +17,9 @@ static __always_inline int handle_retransmit(void *ctx, struct sock *sk, int err
 			skipped_out_of_scope(KIND_RETRANSMIT);
 		return 0;
 	}
-	e = event_begin(KIND_RETRANSMIT, twin);
-	if (!e)
-		return 0;
-	e->cookie = bpf_get_socket_cookie(sk);
-	e->netns = netns;
-	put_addresses(e, &sk->__sk_common);
-	e->local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-	e->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	e->err = -err;
-	e->old_state = sk->__sk_common.skc_state;
-	e->new_state = e->old_state;
-	e->flags = twin ? FLAG_RESCUED : 0;
-	event_end(e);
+	state = sk->__sk_common.skc_state;
+	socket_event(sk, tp, KIND_RETRANSMIT, bpf_get_socket_cookie(sk), netns, state, state, -err,
+		     twin ? FLAG_RESCUED : 0);
 	return 0;
 }
 

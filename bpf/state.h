@@ -66,9 +66,10 @@ static __always_inline bool by_time_wait(void *ctx, struct sock *sk, struct tcp_
 	return nearest_cause(ctx) == TW_DONE;
 }
 
-static __always_inline void state_event(struct sock *sk, struct tcp_sock *tp, __u8 kind,
-					__u64 cookie, __u64 netns, int old, int new, int err,
-					__u8 flags)
+/* An event of a full socket. */
+static __always_inline void socket_event(struct sock *sk, struct tcp_sock *tp, __u8 kind,
+					 __u64 cookie, __u64 netns, int old, int new, int err,
+					 __u8 flags)
 {
 	struct event *e = event_begin(kind, flags & FLAG_RESCUED);
 
@@ -134,9 +135,9 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 		}
 	}
 
-	state_event(sk, tp, KIND_STATE, cookie, netns, old, new, err, flags);
+	socket_event(sk, tp, KIND_STATE, cookie, netns, old, new, err, flags);
 	if (overflow)
-		state_event(sk, tp, KIND_TW_OVERFLOW, cookie, netns, old, new, err, flags);
+		socket_event(sk, tp, KIND_TW_OVERFLOW, cookie, netns, old, new, err, flags);
 	return 0;
 }
 
