@@ -231,7 +231,7 @@ func TestNothingLeft(t *testing.T) {
 					t.Fatalf("%v after %q; stderr %q", err, text.String(), stderr.String())
 				}
 			}
-			programs := programsOf(pid)
+			programs := testenv.Programs(t, strconv.Itoa(pid))
 			spaces := cookiesOf(t, fmt.Sprint(pid))
 			if tt.end != nil {
 				if len(programs) == 0 || len(spaces) != 2 {
@@ -278,14 +278,8 @@ func gone(t *testing.T, programs []ebpf.ProgramID, spaces map[uint64]bool) {
 	deadline := time.Now().Add(pollLimit)
 	for {
 		var left []string
-		for _, id := range programs {
-			p, err := ebpf.NewProgramFromID(id)
-			if err == nil {
-				left = append(left, fmt.Sprint("program ", id))
-				p.Close()
-			} else if !errors.Is(err, os.ErrNotExist) {
-				t.Fatal(err)
-			}
+		for _, id := range testenv.ProgramsLeft(t, programs) {
+			left = append(left, fmt.Sprint("program ", id))
 		}
 		for cookie := range cookiesOf(t, "[0-9]*") {
 			if spaces[cookie] {
@@ -303,23 +297,6 @@ func gone(t *testing.T, programs []ebpf.ProgramID, spaces map[uint64]bool) {
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), "nsfs") {
 		t.Errorf("a namespace is mounted somewhere (%v)", err)
 	}
-}
-
-// programsOf returns the BPF programs that a process holds (bpf_prog_show_fdinfo).
-func programsOf(pid int) (ids []ebpf.ProgramID) {
-	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
-	for _, p := range paths {
-		text, _ := os.ReadFile(p) // or it was closed meanwhile
-		for line := range strings.Lines(string(text)) {
-			if number, ok := strings.CutPrefix(line, "prog_id:"); ok {
-				if id, err := strconv.ParseUint(strings.TrimSpace(number), 10, 32); err == nil {
-					ids = append(ids, ebpf.ProgramID(id))
-				}
-			}
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
 }
 
 // cookiesOf returns the cookies of the network namespaces, this one's excepted,

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -533,7 +532,7 @@ func TestNothingLeft(t *testing.T) {
 	var during []string
 	opts := storm(netlab.Pair)
 	opts.OnStart = func(*report.Summary) {
-		programs = ownPrograms(t)
+		programs = testenv.Programs(t, "self")
 		during = threadNamespaces(t)
 	}
 	do(t, opts)
@@ -564,14 +563,8 @@ func gone(t *testing.T, programs []ebpf.ProgramID) {
 	deadline := time.Now().Add(pollLimit)
 	for {
 		var left []string
-		for _, id := range programs {
-			p, err := ebpf.NewProgramFromID(id)
-			if err == nil {
-				left = append(left, fmt.Sprint("program ", id))
-				p.Close()
-			} else if !errors.Is(err, os.ErrNotExist) {
-				t.Fatal(err)
-			}
+		for _, id := range testenv.ProgramsLeft(t, programs) {
+			left = append(left, fmt.Sprint("program ", id))
 		}
 		if now := threadNamespaces(t); !slices.Equal(now, []string{home}) {
 			left = append(left, fmt.Sprint("threads in ", now))
@@ -602,33 +595,6 @@ func threadNamespaces(t *testing.T) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
-}
-
-// ownPrograms returns the BPF programs that this process holds, from
-// /proc/self/fdinfo (bpf_prog_show_fdinfo).
-func ownPrograms(t *testing.T) (ids []ebpf.ProgramID) {
-	t.Helper()
-	paths, err := filepath.Glob("/proc/self/fdinfo/*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range paths {
-		text, err := os.ReadFile(p)
-		if err != nil {
-			continue // the file that Glob itself had open
-		}
-		for line := range strings.Lines(string(text)) {
-			if number, ok := strings.CutPrefix(line, "prog_id:"); ok {
-				id, err := strconv.ParseUint(strings.TrimSpace(number), 10, 32)
-				if err != nil {
-					t.Fatal(err)
-				}
-				ids = append(ids, ebpf.ProgramID(id))
-			}
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
 }
 
 func openFiles(t *testing.T) (names []string) {
