@@ -96,7 +96,7 @@ var scenarios = []scenario{
 			s.must("connect", err)
 			second := s.socket(s.lab.Client())
 			connected := make(chan error)
-			go func() { connected <- unix.Connect(second, s.sockaddr(s.server)) }()
+			go func() { connected <- connect(second, s.sockaddr(s.server)) }()
 			server := s.lab.Server()
 			s.await("the drop of a SYN", func() bool {
 				return s.counters(server).Sub(s.before[server])["TcpExt.ListenDrops"] > 0
@@ -728,7 +728,7 @@ func (s *scene) resetTimeWait() {
 		return errors.Join(
 			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, int(seq+1)), // + 1: the FIN
 			unix.Bind(fd, s.sockaddr(s.server)),
-			unix.Connect(fd, s.sockaddr(c.tuple.Local)),
+			connect(fd, s.sockaddr(c.tuple.Local)),
 		)
 	}))
 	s.abort(fd)

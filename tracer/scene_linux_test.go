@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -17,6 +19,17 @@ import (
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/testenv"
 )
+
+// TestMain has the kernel count how often each program runs, for the log of a test
+// that failed.
+func TestMain(m *testing.M) {
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	code := m.Run()
+	if err == nil {
+		_ = stats.Close()
+	}
+	os.Exit(code)
+}
 
 // limit names what never came; nothing waits for it otherwise.
 const limit = 20 * time.Second
@@ -218,7 +231,7 @@ func (s *scene) tryDial(port uint16) (fd int, err error) {
 	if port != 0 {
 		s.bind(fd, netip.AddrPortFrom(s.lab.ClientAddrs()[0], port))
 	}
-	err = unix.Connect(fd, s.sockaddr(s.server))
+	err = connect(fd, s.sockaddr(s.server))
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		s.noPort = append(s.noPort, s.cookie(fd))
 	}
@@ -237,7 +250,7 @@ func (s *scene) accept(client int) conn {
 	s.Helper()
 	local, err := unix.Getsockname(client)
 	s.must("getsockname", err)
-	server, _, err := unix.Accept4(s.listener, unix.SOCK_CLOEXEC)
+	server, err := accept(s.listener)
 	s.must("accept", err)
 	s.open[server] = true
 	c := conn{
@@ -275,8 +288,36 @@ func (s *scene) write(fd int) {
 
 // read waits for a byte, for the peer's FIN (0), or for an error.
 func (s *scene) read(fd int) (int, error) {
-	n, err := unix.Read(fd, make([]byte, 1))
+	var n int
+	err := uninterrupted(func() (err error) {
+		n, err = unix.Read(fd, make([]byte, 1))
+		return err
+	})
 	return max(n, 0), err
+}
+
+// uninterrupted repeats a call that a signal of the Go runtime broke off: one with
+// a timeout of its own (SO_RCVTIMEO, SO_SNDTIMEO) is not restarted by the kernel.
+func uninterrupted(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// connect waits for the end of the handshake: a second connect() on a socket that
+// is connecting does that too (net/ipv4/af_inet.c, __inet_stream_connect).
+func connect(fd int, to unix.Sockaddr) error {
+	return uninterrupted(func() error { return unix.Connect(fd, to) })
+}
+
+func accept(listener int) (fd int, err error) {
+	err = uninterrupted(func() (err error) {
+		fd, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
+		return err
+	})
+	return fd, err
 }
 
 func (s *scene) waitEOF(fd int) {
@@ -444,7 +485,7 @@ func (s *scene) list() string {
 		case ev.NetNS == NetNS(s.lab.Server().Cookie()):
 			side = "server"
 		}
-		b = fmt.Appendf(b, "%4d %s %-12v %6d %v %v>%v sub %v cause %q flags %05b errno %v reason %q ticks %d\n", ev.Seq, side, ev.Kind,
+		b = fmt.Appendf(b, "%4d %.6f %s %-12v %6d %v %v>%v sub %v cause %q flags %05b errno %v reason %q ticks %d\n", ev.Seq, float64(ev.MonoNS)/1e9, side, ev.Kind,
 			ev.Cookie, ev.Tuple, ev.Old, ev.New, ev.Substate, ev.Cause, ev.Flags, ev.Errno, s.trace.RstReasons()[ev.Reason], ev.Ticks)
 	}
 	return string(b)

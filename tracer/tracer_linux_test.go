@@ -405,7 +405,7 @@ func (s *scene) storm(threads, connections int) {
 	for range threads {
 		servers.Go(func() {
 			for {
-				fd, _, err := unix.Accept4(s.listener, unix.SOCK_CLOEXEC)
+				fd, err := accept(s.listener)
 				if err != nil {
 					return // the listener is shut down
 				}
@@ -476,7 +476,7 @@ func (s *scene) request(how byte) (tcp.Cookie, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := unix.Connect(fd, s.sockaddr(s.server)); err != nil {
+	if err := connect(fd, s.sockaddr(s.server)); err != nil {
 		return tcp.Cookie(cookie), err
 	}
 	b := []byte{how}
