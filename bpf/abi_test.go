@@ -49,6 +49,7 @@ func TestStructs(t *testing.T) {
 			"event":   reflect.TypeFor[bpf.ProbesEvent](),
 			"account": reflect.TypeFor[bpf.ProbesAccount](),
 			"frame":   reflect.TypeFor[bpf.ProbesFrame](),
+			"owner":   reflect.TypeFor[bpf.ProbesOwner](),
 		} {
 			t.Run(object+"/"+name, func(t *testing.T) {
 				var c *btf.Struct
@@ -128,9 +129,9 @@ func TestEnums(t *testing.T) {
 			internal: map[string]uint64{"KIND_MAX": uint64(tcp.NumKinds)},
 		},
 		{
-			enum: "tw_cause", prefix: "TW_",
+			enum: "cause", prefix: "CAUSE_",
 			want:     withNone(words[tcp.Cause](1, tcp.NumCauses)),
-			internal: map[string]uint64{"TW_REARMED": uint64(tcp.NumCauses), "TW_DONE": uint64(tcp.NumCauses)},
+			internal: map[string]uint64{"CAUSE_REARMED": uint64(tcp.NumCauses), "CAUSE_DONE": uint64(tcp.NumCauses)},
 		},
 		{
 			enum: "event_flag", prefix: "FLAG_",
@@ -140,6 +141,9 @@ func TestEnums(t *testing.T) {
 				uint64(tcp.FlagLinger0):   "linger0",
 				uint64(tcp.FlagTWMade):    "tw-made",
 				uint64(tcp.FlagActive):    "active",
+				uint64(tcp.FlagOwner):     "owner",
+				uint64(tcp.FlagLate):      "late",
+				uint64(tcp.FlagRefusals):  "refusals",
 			},
 		},
 	} {

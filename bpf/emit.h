@@ -38,6 +38,72 @@ static __always_inline struct recent *recent_of(__u64 cookie)
 }
 
 /*
+ * The n-th argument of a tracepoint as a number: the verifier lets nobody
+ * calculate with the pointer itself.
+ */
+static __always_inline __u64 argument(void *ctx, int n)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), (__u64 *)ctx + n);
+	return value;
+}
+
+static __always_inline bool wants(__u8 kind)
+{
+	return kinds & 1U << kind;
+}
+
+/* The twin found an event that nobody asked for: that its main program was skipped is no loss. */
+static __always_inline void not_asked_for(__u8 kind, bool twin)
+{
+	struct account *acc = this_account();
+
+	if (acc && twin)
+		__sync_fetch_and_add(&acc->foreign[kind], 1);
+}
+
+static __always_inline void count_untracked(void)
+{
+	struct account *acc = this_account();
+
+	if (acc)
+		__sync_fetch_and_add(&acc->untracked, 1);
+}
+
+static __always_inline bool port_in(const volatile __u16 *filter, __u32 count, __u16 port)
+{
+	if (count == 0)
+		return true;
+	for (__u32 i = 0; i < MAX_PORTS; i++) {
+		if (i >= count)
+			return false;
+		if (filter[i] == port)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline bool by_owner(void)
+{
+	return pid_count || comm_count || cgroup_count;
+}
+
+static __always_inline bool is_selected(__u64 cookie)
+{
+	return !by_owner() || bpf_map_lookup_elem(&selected, &cookie);
+}
+
+/* Whether the options ask for events of this connection. */
+static __always_inline bool passes(__u16 family, __u16 lport, __u16 rport)
+{
+	if (family_filter && family != family_filter)
+		return false;
+	return port_in(lport_filter, lport_count, lport) &&
+	       port_in(rport_filter, rport_count, rport);
+}
+
+/*
  * Counters are of one CPU, but a softirq can interrupt the addition and add
  * too: hence the atomics.
  */
@@ -77,45 +143,44 @@ static __always_inline void event_end(struct event *e)
  * key of each event that it handles, and the twin, which the kernel calls next
  * for the same event, records the event if it finds no such key.
  *
+ * Whatever interrupts the two leaves the stack as it found it, but for the keys
+ * of twins that were skipped themselves: these lie above, and go with the
+ * search, or below, where the stack is begun again when they fill it up. Where
+ * a tracepoint can be preempted (7.x) a task can move between main program and
+ * twin; the copy is then dropped in user space, which knows it by event.call.
+ *
  * handled_by_main() returns true if the caller has nothing to do.
  */
 static __always_inline bool handled_by_main(__u64 key, bool twin)
 {
 	struct scratch *s = this_scratch();
-	__u64 *slot;
+	__u32 top;
 
 	if (!s)
 		return false;
-	slot = &s->handled[(key ^ (key >> 8)) & (TWIN_SLOTS - 1)];
+	top = s->top;
 	if (!twin) {
-		*slot = key;
+		if (top >= TWIN_SLOTS)
+			top = 0;
+		s->handled[top & (TWIN_SLOTS - 1)] = key;
+		s->top = top + 1;
 		return false;
 	}
-	if (*slot != key)
-		return false;
-	*slot = 0;
-	return true;
+	for (int i = 0; i < 8; i++) {
+		if (top == 0)
+			return false;
+		top--;
+		if (s->handled[top & (TWIN_SLOTS - 1)] == key) {
+			s->top = top;
+			return true;
+		}
+	}
+	return false;
 }
 
-/*
- * The n-th argument of a tracepoint as a number: the verifier lets nobody
- * calculate with the pointer itself.
- */
-static __always_inline __u64 argument(void *ctx, int n)
+static __always_inline __u32 call_of(__u64 key)
 {
-	__u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (__u64 *)ctx + n);
-	return value;
-}
-
-/* The main program skipped an event that nobody asked for: not a loss. */
-static __always_inline void skipped_out_of_scope(__u8 kind)
-{
-	struct account *acc = this_account();
-
-	if (acc)
-		__sync_fetch_and_add(&acc->foreign[kind], 1);
+	return key ^ key >> 32;
 }
 
 #endif

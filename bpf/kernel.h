@@ -21,9 +21,21 @@ typedef __u32 __wsum;
 
 /* include/uapi/linux/bpf.h */
 enum {
+	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
+};
+enum {
+	BPF_F_NO_PREALLOC = 1,
+	BPF_F_CLONE = 1 << 9,
+};
+enum {
+	BPF_NOEXIST = 1,
+};
+enum {
+	BPF_SK_STORAGE_GET_F_CREATE = 1,
 };
 enum {
 	BPF_RB_NO_WAKEUP = 1,
@@ -31,6 +43,10 @@ enum {
 
 #define AF_INET	 2
 #define AF_INET6 10
+
+#define EADDRNOTAVAIL 99
+
+#define SOCK_BINDPORT_LOCK 8 /* include/net/sock.h */
 
 /* include/net/tcp_states.h: numbers are user-space ABI. */
 enum {
@@ -74,6 +90,8 @@ struct inet_timewait_death_row___tw_count {
 
 struct netns_ipv4 {
 	struct inet_timewait_death_row tcp_death_row;
+	__u8 sysctl_tcp_syncookies;
+	int sysctl_max_syn_backlog;
 };
 
 struct net {
@@ -105,15 +123,90 @@ struct sock_common {
 	unsigned long skc_flags;
 };
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	int sk_err;
 	unsigned long sk_lingertime;
+	atomic_t sk_drops;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
+	__u16 sk_protocol;
+	struct sock_cgroup_data sk_cgrp_data;
+	unsigned char sk_userlocks;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct file {
+	void *private_data;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct pid_namespace {
+	struct ns_common ns;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+};
+
+struct task_struct {
+	int tgid;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	char comm[16];
+	struct files_struct *files;
 };
 
 /* A connection that was asked for and is not yet established (NEW_SYN_RECV). */
 struct request_sock {
 	struct sock_common __req_common;
+};
+
+struct request_sock_queue {
+	atomic_t qlen;
+};
+
+/* Only that a name has this number here is asked; numbers differ between kernels. */
+enum skb_drop_reason {
+	SKB_DROP_REASON_TCP_LISTEN_OVERFLOW = 1,
 };
 
 enum sock_flags {
@@ -127,6 +220,7 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct request_sock_queue icsk_accept_queue;
 };
 
 struct tcp_sock {
@@ -157,10 +251,55 @@ struct dst_entry {
 struct sk_buff {
 	struct net_device *dev;
 	unsigned long _skb_refdst;
+	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
 	unsigned char *head;
 };
+
+struct seq_file {
+};
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
+};
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
+};
+
+struct tcp_request_sock {
+	struct request_sock req;
+};
+
+/* What a system call was called with; x0 of arm64 is overwritten by what it returns. */
+#ifdef __TARGET_ARCH_arm64
+struct pt_regs {
+	__u64 regs[31];
+	__u64 orig_x0;
+};
+#define SYSCALL_ARG1(regs) BPF_CORE_READ(regs, orig_x0)
+#define SYSCALL_ARG2(regs) BPF_CORE_READ(regs, regs[1])
+#else
+struct pt_regs {
+	unsigned long di;
+	unsigned long si;
+};
+#define SYSCALL_ARG1(regs) BPF_CORE_READ(regs, di)
+#define SYSCALL_ARG2(regs) BPF_CORE_READ(regs, si)
+#endif
 
 #pragma clang attribute pop
 

@@ -3,9 +3,12 @@
 #define TWTRACE_MAPS_H
 
 #define MAX_NETNS  8	/* namespaces that one trace can be limited to */
+#define MAX_PORTS  16	/* local ports, and as many remote ports */
+#define MAX_TASKS  16	/* processes, names and cgroups, each */
+#define MAX_SHARED 8	/* listeners of one port that are watched (SO_REUSEPORT) */
 #define MAX_FRAMES 32	/* power of two: the search masks its index */
 #define SLOTS	   8192 /* power of two */
-#define TWIN_SLOTS 64	/* power of two */
+#define TWIN_SLOTS 32	/* power of two */
 
 /*
  * Constants that user space writes before load.
@@ -13,6 +16,17 @@
 const volatile __u64 tw_timer_handler_addr; /* 0: TIME_WAIT can't be seen */
 const volatile __u32 netns_count;	    /* 0: every namespace */
 const volatile __u64 netns_filter[MAX_NETNS];
+const volatile __u32 kinds;		    /* a bit for each kind that is wanted */
+const volatile __u32 lport_count, rport_count;
+const volatile __u16 lport_filter[MAX_PORTS], rport_filter[MAX_PORTS];
+const volatile __u8 family_filter; /* AF_INET, AF_INET6; 0: both */
+const volatile bool failures_only;
+/* Any of the three: connections are kept in table selected. */
+const volatile __u32 pid_count, comm_count, cgroup_count;
+const volatile __u32 pid_filter[MAX_TASKS];
+const volatile __u64 comm_filter[MAX_TASKS][2]; /* 16 bytes of comm */
+const volatile __u64 cgroup_filter[MAX_TASKS];
+const volatile __u32 pidns; /* inode of the pid namespace whose numbers are meant */
 const volatile __u32 frame_count;
 const volatile struct frame frames[MAX_FRAMES]; /* by address */
 
@@ -56,14 +70,74 @@ struct {
 } recents SEC(".maps");
 
 /*
- * What the main program of a pair has handled and its twin has not yet looked
- * at, and the minisock whose timer is being moved. One CPU's own; overwritten,
- * never full: a key lost to an overwrite makes the twin record a duplicate,
- * which user space drops.
+ * The owner of a socket that listens, inherited by what it accepts
+ * (BPF_F_CLONE), and of each socket that was there before the trace. Freed by
+ * the kernel with the socket.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct owner);
+} owners SEC(".maps");
+
+/*
+ * Where a trace is limited to processes: the connections that are theirs, by
+ * cookie, TIME_WAIT included. Inserted by what shows the owner (connect, listen,
+ * accept, snapshot), deleted by the end of the socket or of its TIME_WAIT. Full:
+ * counted in account.untracked.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 17);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u8);
+} selected SEC(".maps");
+
+/*
+ * Listeners, by namespace and port. Inserted by listen() and the snapshot, deleted
+ * with the last of the port. Full, or more than MAX_SHARED for a port: counted
+ * in account.untracked.
+ */
+struct port_key {
+	__u64 netns;
+	__u32 port;
+	__u32 pad;
+};
+
+struct watched {
+	__u64 sk;
+	__u64 cookie;
+	__u32 seen; /* sk_drops that have been reported */
+	__u32 pad;
+};
+
+struct listeners {
+	struct watched of[MAX_SHARED];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct port_key);
+	__type(value, struct listeners);
+} listening SEC(".maps");
+
+/* An empty value for the table above: too large for the stack. */
+const struct listeners no_listeners;
+
+/*
+ * Keys of the events that main programs have handled and their twins have not yet
+ * looked at: a stack, as programs that interrupt others end before these go on. And
+ * the minisock whose timer is being moved. One CPU's own.
  */
 struct scratch {
 	__u64 handled[TWIN_SLOTS];
 	__u64 rearming;
+	__u32 top;
+	__u32 pad;
 };
 
 struct {

@@ -17,10 +17,16 @@
 #include "event.h"
 #include "maps.h"
 #include "emit.h"
+#include "owner.h"
+#include "socket.h"
 #include "timewait.h"
-#include "state.h"
 #include "reset.h"
+#include "listen.h"
+#include "state.h"
 #include "retransmit.h"
+#include "error.h"
+#include "bind.h"
+#include "snapshot.h"
 
 /* The helpers bpf_get_stack and bpf_probe_read_kernel ask for a GPL-compatible licence. */
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -59,74 +65,126 @@ int BPF_PROG(tw_expire, struct timer_list *t)
 SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(rst_sent, struct sock *sk, struct sk_buff *skb, int reason)
 {
-	return handle_send_reset(ctx, sk, skb, reason, false);
+	return handle_send_reset(sk, skb, reason, false);
 }
 
 SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(rst_sent_twin, struct sock *sk, struct sk_buff *skb, int reason)
 {
-	return handle_send_reset(ctx, sk, skb, reason, true);
+	return handle_send_reset(sk, skb, reason, true);
 }
 
 SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(rst_sent_plain, struct sock *sk, struct sk_buff *skb)
 {
-	return handle_send_reset(ctx, sk, skb, 0, false);
+	return handle_send_reset(sk, skb, 0, false);
 }
 
 SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(rst_sent_plain_twin, struct sock *sk, struct sk_buff *skb)
 {
-	return handle_send_reset(ctx, sk, skb, 0, true);
+	return handle_send_reset(sk, skb, 0, true);
 }
 
 SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(rst_received, struct sock *sk)
 {
-	return handle_receive_reset(ctx, sk, false);
+	return plain_event(sk, KIND_RST_RECEIVED, 0, false);
 }
 
 SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(rst_received_twin, struct sock *sk)
 {
-	return handle_receive_reset(ctx, sk, true);
+	return plain_event(sk, KIND_RST_RECEIVED, 0, true);
 }
 
 /* Newer kernels (6.18 among them) give the error as third argument. */
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb, int err)
 {
-	return handle_retransmit(ctx, sk, err, false);
+	return plain_event(sk, KIND_RETRANSMIT, -err, false);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit_twin, struct sock *sk, struct sk_buff *skb, int err)
 {
-	return handle_retransmit(ctx, sk, err, true);
+	return plain_event(sk, KIND_RETRANSMIT, -err, true);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit_plain, struct sock *sk, struct sk_buff *skb)
 {
-	return handle_retransmit(ctx, sk, 0, false);
+	return plain_event(sk, KIND_RETRANSMIT, 0, false);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit_plain_twin, struct sock *sk, struct sk_buff *skb)
 {
-	return handle_retransmit(ctx, sk, 0, true);
+	return plain_event(sk, KIND_RETRANSMIT, 0, true);
 }
 
 SEC("tp_btf/tcp_retransmit_synack")
 int BPF_PROG(synack, struct sock *sk, struct request_sock *req)
 {
-	return handle_retransmit_synack(ctx, req, false);
+	return handle_retransmit_synack(req, false);
 }
 
 SEC("tp_btf/tcp_retransmit_synack")
 int BPF_PROG(synack_twin, struct sock *sk, struct request_sock *req)
 {
-	return handle_retransmit_synack(ctx, req, true);
+	return handle_retransmit_synack(req, true);
+}
+
+SEC("tp_btf/inet_sk_error_report")
+int BPF_PROG(error_report, struct sock *sk)
+{
+	return handle_error(sk, false);
+}
+
+SEC("tp_btf/inet_sk_error_report")
+int BPF_PROG(error_report_twin, struct sock *sk)
+{
+	return handle_error(sk, true);
+}
+
+/* Attached only as long as there is a listener to watch. */
+SEC("tp_btf/consume_skb")
+int BPF_PROG(skb_consumed, struct sk_buff *skb)
+{
+	return handle_segment_gone(skb, true);
+}
+
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(skb_freed, struct sk_buff *skb)
+{
+	return handle_segment_gone(skb, false);
+}
+
+/* 6.12 and later give the socket that dropped the segment as fourth argument. */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(tw_segment, struct sk_buff *skb, void *location, int reason, struct sock *rx_sk)
+{
+	if (!rx_sk || rx_sk->__sk_common.skc_state != TCP_TIME_WAIT)
+		return 0;
+	return handle_tw_segment(skb, rx_sk);
+}
+
+SEC("tracepoint/syscalls/sys_exit_bind")
+int bind_exit(struct sys_exit_args *args)
+{
+	return handle_bind_exit(args);
+}
+
+SEC("iter/task_file")
+int open_files(struct bpf_iter__task_file *ctx)
+{
+	return handle_open_file(ctx->task, ctx->file);
+}
+
+SEC("iter/tcp")
+int existing(struct bpf_iter__tcp *ctx)
+{
+	return handle_existing(ctx->sk_common);
 }
 
 /*
@@ -142,5 +200,7 @@ int jiffies_now(void *ctx)
 /* Keeps the wire struct and its enums in the object's BTF for the ABI test. */
 struct event *unused_event __attribute__((unused));
 enum event_kind *unused_kind __attribute__((unused));
-enum tw_cause *unused_cause __attribute__((unused));
+enum cause *unused_cause __attribute__((unused));
 enum event_flag *unused_flag __attribute__((unused));
+enum refusal *unused_refusal __attribute__((unused));
+struct owner *unused_owner __attribute__((unused));

@@ -14,21 +14,50 @@ import (
 )
 
 type ProbesAccount struct {
-	_       structs.HostLayout
-	Emitted [16]uint64
-	Lost    [16]uint64
-	Foreign [16]uint64
+	_              structs.HostLayout
+	Emitted        [16]uint64
+	Lost           [16]uint64
+	Foreign        [16]uint64
+	Untracked      uint64
+	ListenersBegun uint64
+	ListenersEnded uint64
 }
+
+type ProbesCause uint32
+
+const (
+	ProbesCauseCAUSE_NONE              ProbesCause = 0
+	ProbesCauseCAUSE_EXPIRED           ProbesCause = 1
+	ProbesCauseCAUSE_REUSED_BY_CONNECT ProbesCause = 2
+	ProbesCauseCAUSE_REPLACED_BY_SYN   ProbesCause = 3
+	ProbesCauseCAUSE_KILLED_BY_RST     ProbesCause = 4
+	ProbesCauseCAUSE_PURGED            ProbesCause = 5
+	ProbesCauseCAUSE_DESTROYED         ProbesCause = 6
+	ProbesCauseCAUSE_UNKNOWN           ProbesCause = 7
+	ProbesCauseCAUSE_PORT_SEARCH       ProbesCause = 8
+	ProbesCauseCAUSE_FOUR_TUPLE_BUSY   ProbesCause = 9
+	ProbesCauseCAUSE_NOT_SENT          ProbesCause = 10
+	ProbesCauseCAUSE_ACCEPT_QUEUE      ProbesCause = 11
+	ProbesCauseCAUSE_SYN_QUEUE         ProbesCause = 12
+	ProbesCauseCAUSE_OTHER             ProbesCause = 13
+	ProbesCauseCAUSE_REARMED           ProbesCause = 254
+	ProbesCauseCAUSE_DONE              ProbesCause = 255
+)
 
 type ProbesEvent struct {
 	_         structs.HostLayout
 	MonoNs    uint64
 	Cookie    uint64
 	Netns     uint64
+	Cgroup    uint64
 	Local     [16]uint8
 	Peer      [16]uint8
+	Comm      [16]uint8
+	Refusals  [4]uint16
 	Reason    uint32
 	Ticks     uint32
+	Pid       uint32
+	Call      uint32
 	LocalPort uint16
 	PeerPort  uint16
 	Err       uint16
@@ -39,7 +68,8 @@ type ProbesEvent struct {
 	Cause     uint8
 	Flags     uint8
 	Family    uint8
-	Pad       [3]uint8
+	Nth       uint8
+	Pad       [2]uint8
 }
 
 type ProbesEventFlag uint32
@@ -50,6 +80,9 @@ const (
 	ProbesEventFlagFLAG_LINGER0    ProbesEventFlag = 4
 	ProbesEventFlagFLAG_TW_MADE    ProbesEventFlag = 8
 	ProbesEventFlagFLAG_ACTIVE     ProbesEventFlag = 16
+	ProbesEventFlagFLAG_OWNER      ProbesEventFlag = 32
+	ProbesEventFlagFLAG_LATE       ProbesEventFlag = 64
+	ProbesEventFlagFLAG_REFUSALS   ProbesEventFlag = 128
 )
 
 type ProbesEventKind uint32
@@ -63,6 +96,12 @@ const (
 	ProbesEventKindKIND_TW_OVERFLOW       ProbesEventKind = 6
 	ProbesEventKindKIND_RETRANSMIT        ProbesEventKind = 7
 	ProbesEventKindKIND_SYNACK_RETRANSMIT ProbesEventKind = 8
+	ProbesEventKindKIND_ERROR             ProbesEventKind = 9
+	ProbesEventKindKIND_TW_CONVERT        ProbesEventKind = 10
+	ProbesEventKindKIND_CONNECT_FAILED    ProbesEventKind = 11
+	ProbesEventKindKIND_BIND_FAILED       ProbesEventKind = 12
+	ProbesEventKindKIND_LISTEN_DROP       ProbesEventKind = 13
+	ProbesEventKindKIND_SNAPSHOT          ProbesEventKind = 14
 	ProbesEventKindKIND_MAX               ProbesEventKind = 16
 )
 
@@ -73,32 +112,55 @@ type ProbesFrame struct {
 	Cause uint64
 }
 
+type ProbesListeners struct {
+	_  structs.HostLayout
+	Of [8]struct {
+		_      structs.HostLayout
+		Sk     uint64
+		Cookie uint64
+		Seen   uint32
+		Pad    uint32
+	}
+}
+
+type ProbesOwner struct {
+	_      structs.HostLayout
+	Cgroup uint64
+	Pid    uint32
+	Pad    uint32
+	Comm   [16]uint8
+}
+
+type ProbesPortKey struct {
+	_     structs.HostLayout
+	Netns uint64
+	Port  uint32
+	Pad   uint32
+}
+
 type ProbesRecent struct {
 	_       structs.HostLayout
 	TwMade  uint64
 	RstSent uint64
 }
 
-type ProbesScratch struct {
-	_        structs.HostLayout
-	Handled  [64]uint64
-	Rearming uint64
-}
-
-type ProbesTwCause uint32
+type ProbesRefusal uint32
 
 const (
-	ProbesTwCauseTW_NONE              ProbesTwCause = 0
-	ProbesTwCauseTW_EXPIRED           ProbesTwCause = 1
-	ProbesTwCauseTW_REUSED_BY_CONNECT ProbesTwCause = 2
-	ProbesTwCauseTW_REPLACED_BY_SYN   ProbesTwCause = 3
-	ProbesTwCauseTW_KILLED_BY_RST     ProbesTwCause = 4
-	ProbesTwCauseTW_PURGED            ProbesTwCause = 5
-	ProbesTwCauseTW_DESTROYED         ProbesTwCause = 6
-	ProbesTwCauseTW_UNKNOWN           ProbesTwCause = 7
-	ProbesTwCauseTW_REARMED           ProbesTwCause = 8
-	ProbesTwCauseTW_DONE              ProbesTwCause = 9
+	ProbesRefusalREFUSED_TOO_YOUNG     ProbesRefusal = 0
+	ProbesRefusalREFUSED_NOT_ALLOWED   ProbesRefusal = 1
+	ProbesRefusalREFUSED_NO_TIMESTAMPS ProbesRefusal = 2
+	ProbesRefusalREFUSED_TAKEN         ProbesRefusal = 3
+	ProbesRefusalREFUSALS              ProbesRefusal = 4
 )
+
+type ProbesScratch struct {
+	_        structs.HostLayout
+	Handled  [32]uint64
+	Rearming uint64
+	Top      uint32
+	Pad      uint32
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -106,9 +168,17 @@ const (
 const (
 	ProbesMapAccounts             = "accounts"
 	ProbesMapEvents               = "events"
+	ProbesMapListening            = "listening"
+	ProbesMapOwners               = "owners"
 	ProbesMapRecents              = "recents"
 	ProbesMapScratches            = "scratches"
+	ProbesMapSelected             = "selected"
+	ProbesProgBindExit            = "bind_exit"
+	ProbesProgErrorReport         = "error_report"
+	ProbesProgErrorReportTwin     = "error_report_twin"
+	ProbesProgExisting            = "existing"
 	ProbesProgJiffiesNow          = "jiffies_now"
+	ProbesProgOpenFiles           = "open_files"
 	ProbesProgRetransmit          = "retransmit"
 	ProbesProgRetransmitPlain     = "retransmit_plain"
 	ProbesProgRetransmitPlainTwin = "retransmit_plain_twin"
@@ -119,22 +189,42 @@ const (
 	ProbesProgRstSentPlain        = "rst_sent_plain"
 	ProbesProgRstSentPlainTwin    = "rst_sent_plain_twin"
 	ProbesProgRstSentTwin         = "rst_sent_twin"
+	ProbesProgSkbConsumed         = "skb_consumed"
+	ProbesProgSkbFreed            = "skb_freed"
 	ProbesProgState               = "state"
 	ProbesProgStateTwin           = "state_twin"
 	ProbesProgSynack              = "synack"
 	ProbesProgSynackTwin          = "synack_twin"
 	ProbesProgTwCancel            = "tw_cancel"
 	ProbesProgTwExpire            = "tw_expire"
+	ProbesProgTwSegment           = "tw_segment"
 	ProbesProgTwStart             = "tw_start"
+	ProbesVarCgroupCount          = "cgroup_count"
+	ProbesVarCgroupFilter         = "cgroup_filter"
+	ProbesVarCommCount            = "comm_count"
+	ProbesVarCommFilter           = "comm_filter"
+	ProbesVarFailuresOnly         = "failures_only"
+	ProbesVarFamilyFilter         = "family_filter"
 	ProbesVarFrameCount           = "frame_count"
 	ProbesVarFrames               = "frames"
+	ProbesVarKinds                = "kinds"
+	ProbesVarLportCount           = "lport_count"
+	ProbesVarLportFilter          = "lport_filter"
 	ProbesVarNetnsCount           = "netns_count"
 	ProbesVarNetnsFilter          = "netns_filter"
+	ProbesVarNoListeners          = "no_listeners"
+	ProbesVarPidCount             = "pid_count"
+	ProbesVarPidFilter            = "pid_filter"
+	ProbesVarPidns                = "pidns"
+	ProbesVarRportCount           = "rport_count"
+	ProbesVarRportFilter          = "rport_filter"
 	ProbesVarTwTimerHandlerAddr   = "tw_timer_handler_addr"
 	ProbesVarUnusedCause          = "unused_cause"
 	ProbesVarUnusedEvent          = "unused_event"
 	ProbesVarUnusedFlag           = "unused_flag"
 	ProbesVarUnusedKind           = "unused_kind"
+	ProbesVarUnusedOwner          = "unused_owner"
+	ProbesVarUnusedRefusal        = "unused_refusal"
 )
 
 // LoadProbes returns the embedded CollectionSpec for Probes.
@@ -179,7 +269,12 @@ type ProbesSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbesProgramSpecs struct {
+	BindExit            *ebpf.ProgramSpec `ebpf:"bind_exit"`
+	ErrorReport         *ebpf.ProgramSpec `ebpf:"error_report"`
+	ErrorReportTwin     *ebpf.ProgramSpec `ebpf:"error_report_twin"`
+	Existing            *ebpf.ProgramSpec `ebpf:"existing"`
 	JiffiesNow          *ebpf.ProgramSpec `ebpf:"jiffies_now"`
+	OpenFiles           *ebpf.ProgramSpec `ebpf:"open_files"`
 	Retransmit          *ebpf.ProgramSpec `ebpf:"retransmit"`
 	RetransmitPlain     *ebpf.ProgramSpec `ebpf:"retransmit_plain"`
 	RetransmitPlainTwin *ebpf.ProgramSpec `ebpf:"retransmit_plain_twin"`
@@ -190,12 +285,15 @@ type ProbesProgramSpecs struct {
 	RstSentPlain        *ebpf.ProgramSpec `ebpf:"rst_sent_plain"`
 	RstSentPlainTwin    *ebpf.ProgramSpec `ebpf:"rst_sent_plain_twin"`
 	RstSentTwin         *ebpf.ProgramSpec `ebpf:"rst_sent_twin"`
+	SkbConsumed         *ebpf.ProgramSpec `ebpf:"skb_consumed"`
+	SkbFreed            *ebpf.ProgramSpec `ebpf:"skb_freed"`
 	State               *ebpf.ProgramSpec `ebpf:"state"`
 	StateTwin           *ebpf.ProgramSpec `ebpf:"state_twin"`
 	Synack              *ebpf.ProgramSpec `ebpf:"synack"`
 	SynackTwin          *ebpf.ProgramSpec `ebpf:"synack_twin"`
 	TwCancel            *ebpf.ProgramSpec `ebpf:"tw_cancel"`
 	TwExpire            *ebpf.ProgramSpec `ebpf:"tw_expire"`
+	TwSegment           *ebpf.ProgramSpec `ebpf:"tw_segment"`
 	TwStart             *ebpf.ProgramSpec `ebpf:"tw_start"`
 }
 
@@ -205,23 +303,43 @@ type ProbesProgramSpecs struct {
 type ProbesMapSpecs struct {
 	Accounts  *ebpf.MapSpec `ebpf:"accounts"`
 	Events    *ebpf.MapSpec `ebpf:"events"`
+	Listening *ebpf.MapSpec `ebpf:"listening"`
+	Owners    *ebpf.MapSpec `ebpf:"owners"`
 	Recents   *ebpf.MapSpec `ebpf:"recents"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
+	Selected  *ebpf.MapSpec `ebpf:"selected"`
 }
 
 // ProbesVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbesVariableSpecs struct {
+	CgroupCount        *ebpf.VariableSpec `ebpf:"cgroup_count"`
+	CgroupFilter       *ebpf.VariableSpec `ebpf:"cgroup_filter"`
+	CommCount          *ebpf.VariableSpec `ebpf:"comm_count"`
+	CommFilter         *ebpf.VariableSpec `ebpf:"comm_filter"`
+	FailuresOnly       *ebpf.VariableSpec `ebpf:"failures_only"`
+	FamilyFilter       *ebpf.VariableSpec `ebpf:"family_filter"`
 	FrameCount         *ebpf.VariableSpec `ebpf:"frame_count"`
 	Frames             *ebpf.VariableSpec `ebpf:"frames"`
+	Kinds              *ebpf.VariableSpec `ebpf:"kinds"`
+	LportCount         *ebpf.VariableSpec `ebpf:"lport_count"`
+	LportFilter        *ebpf.VariableSpec `ebpf:"lport_filter"`
 	NetnsCount         *ebpf.VariableSpec `ebpf:"netns_count"`
 	NetnsFilter        *ebpf.VariableSpec `ebpf:"netns_filter"`
+	NoListeners        *ebpf.VariableSpec `ebpf:"no_listeners"`
+	PidCount           *ebpf.VariableSpec `ebpf:"pid_count"`
+	PidFilter          *ebpf.VariableSpec `ebpf:"pid_filter"`
+	Pidns              *ebpf.VariableSpec `ebpf:"pidns"`
+	RportCount         *ebpf.VariableSpec `ebpf:"rport_count"`
+	RportFilter        *ebpf.VariableSpec `ebpf:"rport_filter"`
 	TwTimerHandlerAddr *ebpf.VariableSpec `ebpf:"tw_timer_handler_addr"`
 	UnusedCause        *ebpf.VariableSpec `ebpf:"unused_cause"`
 	UnusedEvent        *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedFlag         *ebpf.VariableSpec `ebpf:"unused_flag"`
 	UnusedKind         *ebpf.VariableSpec `ebpf:"unused_kind"`
+	UnusedOwner        *ebpf.VariableSpec `ebpf:"unused_owner"`
+	UnusedRefusal      *ebpf.VariableSpec `ebpf:"unused_refusal"`
 }
 
 // ProbesObjects contains all objects after they have been loaded into the kernel.
@@ -246,16 +364,22 @@ func (o *ProbesObjects) Close() error {
 type ProbesMaps struct {
 	Accounts  *ebpf.Map `ebpf:"accounts"`
 	Events    *ebpf.Map `ebpf:"events"`
+	Listening *ebpf.Map `ebpf:"listening"`
+	Owners    *ebpf.Map `ebpf:"owners"`
 	Recents   *ebpf.Map `ebpf:"recents"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
+	Selected  *ebpf.Map `ebpf:"selected"`
 }
 
 func (m *ProbesMaps) Close() error {
 	return _ProbesClose(
 		m.Accounts,
 		m.Events,
+		m.Listening,
+		m.Owners,
 		m.Recents,
 		m.Scratches,
+		m.Selected,
 	)
 }
 
@@ -263,22 +387,44 @@ func (m *ProbesMaps) Close() error {
 //
 // It can be passed to LoadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbesVariables struct {
+	CgroupCount        *ebpf.Variable `ebpf:"cgroup_count"`
+	CgroupFilter       *ebpf.Variable `ebpf:"cgroup_filter"`
+	CommCount          *ebpf.Variable `ebpf:"comm_count"`
+	CommFilter         *ebpf.Variable `ebpf:"comm_filter"`
+	FailuresOnly       *ebpf.Variable `ebpf:"failures_only"`
+	FamilyFilter       *ebpf.Variable `ebpf:"family_filter"`
 	FrameCount         *ebpf.Variable `ebpf:"frame_count"`
 	Frames             *ebpf.Variable `ebpf:"frames"`
+	Kinds              *ebpf.Variable `ebpf:"kinds"`
+	LportCount         *ebpf.Variable `ebpf:"lport_count"`
+	LportFilter        *ebpf.Variable `ebpf:"lport_filter"`
 	NetnsCount         *ebpf.Variable `ebpf:"netns_count"`
 	NetnsFilter        *ebpf.Variable `ebpf:"netns_filter"`
+	NoListeners        *ebpf.Variable `ebpf:"no_listeners"`
+	PidCount           *ebpf.Variable `ebpf:"pid_count"`
+	PidFilter          *ebpf.Variable `ebpf:"pid_filter"`
+	Pidns              *ebpf.Variable `ebpf:"pidns"`
+	RportCount         *ebpf.Variable `ebpf:"rport_count"`
+	RportFilter        *ebpf.Variable `ebpf:"rport_filter"`
 	TwTimerHandlerAddr *ebpf.Variable `ebpf:"tw_timer_handler_addr"`
 	UnusedCause        *ebpf.Variable `ebpf:"unused_cause"`
 	UnusedEvent        *ebpf.Variable `ebpf:"unused_event"`
 	UnusedFlag         *ebpf.Variable `ebpf:"unused_flag"`
 	UnusedKind         *ebpf.Variable `ebpf:"unused_kind"`
+	UnusedOwner        *ebpf.Variable `ebpf:"unused_owner"`
+	UnusedRefusal      *ebpf.Variable `ebpf:"unused_refusal"`
 }
 
 // ProbesPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbesPrograms struct {
+	BindExit            *ebpf.Program `ebpf:"bind_exit"`
+	ErrorReport         *ebpf.Program `ebpf:"error_report"`
+	ErrorReportTwin     *ebpf.Program `ebpf:"error_report_twin"`
+	Existing            *ebpf.Program `ebpf:"existing"`
 	JiffiesNow          *ebpf.Program `ebpf:"jiffies_now"`
+	OpenFiles           *ebpf.Program `ebpf:"open_files"`
 	Retransmit          *ebpf.Program `ebpf:"retransmit"`
 	RetransmitPlain     *ebpf.Program `ebpf:"retransmit_plain"`
 	RetransmitPlainTwin *ebpf.Program `ebpf:"retransmit_plain_twin"`
@@ -289,18 +435,26 @@ type ProbesPrograms struct {
 	RstSentPlain        *ebpf.Program `ebpf:"rst_sent_plain"`
 	RstSentPlainTwin    *ebpf.Program `ebpf:"rst_sent_plain_twin"`
 	RstSentTwin         *ebpf.Program `ebpf:"rst_sent_twin"`
+	SkbConsumed         *ebpf.Program `ebpf:"skb_consumed"`
+	SkbFreed            *ebpf.Program `ebpf:"skb_freed"`
 	State               *ebpf.Program `ebpf:"state"`
 	StateTwin           *ebpf.Program `ebpf:"state_twin"`
 	Synack              *ebpf.Program `ebpf:"synack"`
 	SynackTwin          *ebpf.Program `ebpf:"synack_twin"`
 	TwCancel            *ebpf.Program `ebpf:"tw_cancel"`
 	TwExpire            *ebpf.Program `ebpf:"tw_expire"`
+	TwSegment           *ebpf.Program `ebpf:"tw_segment"`
 	TwStart             *ebpf.Program `ebpf:"tw_start"`
 }
 
 func (p *ProbesPrograms) Close() error {
 	return _ProbesClose(
+		p.BindExit,
+		p.ErrorReport,
+		p.ErrorReportTwin,
+		p.Existing,
 		p.JiffiesNow,
+		p.OpenFiles,
 		p.Retransmit,
 		p.RetransmitPlain,
 		p.RetransmitPlainTwin,
@@ -311,12 +465,15 @@ func (p *ProbesPrograms) Close() error {
 		p.RstSentPlain,
 		p.RstSentPlainTwin,
 		p.RstSentTwin,
+		p.SkbConsumed,
+		p.SkbFreed,
 		p.State,
 		p.StateTwin,
 		p.Synack,
 		p.SynackTwin,
 		p.TwCancel,
 		p.TwExpire,
+		p.TwSegment,
 		p.TwStart,
 	)
 }

@@ -3,12 +3,6 @@
 #ifndef TWTRACE_RESET_H
 #define TWTRACE_RESET_H
 
-/* The state 15 does not exist: no key of state_key() is like this. */
-static __always_inline __u64 reset_key(__u64 sk, __u64 skb, __u8 kind)
-{
-	return (sk ^ skb << 3) << 8 | kind << 4 | 15;
-}
-
 /*
  * Addresses and ports of the segment that is answered, turned round: what is
  * its destination is our own end.
@@ -54,13 +48,13 @@ static __always_inline __u64 skb_netns(const struct sk_buff *skb)
  * found none. skb is the segment that is answered; NULL if the socket's own
  * side closed it (tcp_send_active_reset).
  */
-static __always_inline int handle_send_reset(void *ctx, const struct sock *sk,
-					     const struct sk_buff *skb, __u32 reason, bool twin)
+static __always_inline int handle_send_reset(const struct sock *sk, const struct sk_buff *skb,
+					     __u32 reason, bool twin)
 {
-	__u64 netns = 0, cookie = 0;
+	__u64 netns = 0, cookie = 0, key;
 	struct tcp_sock *tp = NULL;
+	struct event *e = NULL;
 	struct recent *r;
-	struct event *e;
 	__u8 state = 0;
 
 	if (sk) {
@@ -69,26 +63,31 @@ static __always_inline int handle_send_reset(void *ctx, const struct sock *sk,
 	} else if (skb) {
 		netns = skb_netns(skb);
 	}
-	if (handled_by_main(reset_key(argument(ctx, 0), argument(ctx, 1), KIND_RST_SENT), twin))
+	/* A listener answers for connections that it does not have. */
+	if (sk && state != TCP_LISTEN)
+		cookie = sk->__sk_common.skc_cookie.counter;
+	key = kind_key(cookie ^ (skb ? (__u64)BPF_CORE_READ(skb, head) : 0), KIND_RST_SENT);
+	if (handled_by_main(key, twin))
 		return 0;
 	if (!in_scope(netns)) {
-		if (twin)
-			skipped_out_of_scope(KIND_RST_SENT);
+		not_asked_for(KIND_RST_SENT, twin);
 		return 0;
 	}
-	/* A listener answers for connections that it does not have. */
-	if (sk && state != TCP_LISTEN) {
-		cookie = sk->__sk_common.skc_cookie.counter;
+	if (cookie) {
 		r = recent_of(cookie);
-		if (r && cookie)
+		if (r)
 			r->rst_sent = cookie;
 	}
-	e = event_begin(KIND_RST_SENT, twin);
+	if (wants(KIND_RST_SENT) && is_selected(cookie))
+		e = event_begin(KIND_RST_SENT, twin);
+	else
+		not_asked_for(KIND_RST_SENT, twin);
 	if (!e)
 		return 0;
 	e->cookie = cookie;
 	e->netns = netns;
 	e->reason = reason;
+	e->call = call_of(key);
 	e->old_state = state;
 	e->new_state = state;
 	e->flags = twin ? FLAG_RESCUED : 0;
@@ -107,26 +106,6 @@ static __always_inline int handle_send_reset(void *ctx, const struct sock *sk,
 		}
 	}
 	event_end(e);
-	return 0;
-}
-
-static __always_inline int handle_receive_reset(void *ctx, struct sock *sk, bool twin)
-{
-	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
-	struct tcp_sock *tp;
-	int state;
-
-	if (handled_by_main(reset_key(argument(ctx, 0), 0, KIND_RST_RECEIVED), twin))
-		return 0;
-	tp = in_scope(netns) ? bpf_skc_to_tcp_sock(sk) : NULL;
-	if (!tp) {
-		if (twin)
-			skipped_out_of_scope(KIND_RST_RECEIVED);
-		return 0;
-	}
-	state = sk->__sk_common.skc_state;
-	socket_event(sk, tp, KIND_RST_RECEIVED, bpf_get_socket_cookie(sk), netns, state, state, 0,
-		     twin ? FLAG_RESCUED : 0);
 	return 0;
 }
 

@@ -3,47 +3,33 @@
 #ifndef TWTRACE_RETRANSMIT_H
 #define TWTRACE_RETRANSMIT_H
 
-static __always_inline int handle_retransmit(void *ctx, struct sock *sk, int err, bool twin)
-{
-	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
-	struct tcp_sock *tp;
-	int state;
-
-	if (handled_by_main(reset_key(argument(ctx, 0), argument(ctx, 1), KIND_RETRANSMIT), twin))
-		return 0;
-	tp = in_scope(netns) ? bpf_skc_to_tcp_sock(sk) : NULL;
-	if (!tp) {
-		if (twin)
-			skipped_out_of_scope(KIND_RETRANSMIT);
-		return 0;
-	}
-	state = sk->__sk_common.skc_state;
-	socket_event(sk, tp, KIND_RETRANSMIT, bpf_get_socket_cookie(sk), netns, state, state, -err,
-		     twin ? FLAG_RESCUED : 0);
-	return 0;
-}
-
-static __always_inline int handle_retransmit_synack(void *ctx, struct request_sock *req, bool twin)
+static __always_inline int handle_retransmit_synack(struct request_sock *req, bool twin)
 {
 	__u64 netns = req->__req_common.skc_net.net->net_cookie;
-	struct event *e;
+	__u16 local_port = req->__req_common.skc_num;
+	__u16 peer_port = bpf_ntohs(req->__req_common.skc_dport);
+	__u64 cookie = req->__req_common.skc_cookie.counter;
+	/* A request has no cookie unless someone asked for it. */
+	__u64 id = cookie ^ (__u64)peer_port << 48 ^ (__u64)local_port << 32 ^
+		   req->__req_common.skc_daddr;
+	__u64 key = kind_key(id, KIND_SYNACK_RETRANSMIT);
+	struct event *e = NULL;
 
-	if (handled_by_main(reset_key(argument(ctx, 0), argument(ctx, 1), KIND_SYNACK_RETRANSMIT),
-			    twin))
+	if (handled_by_main(key, twin))
 		return 0;
-	if (!in_scope(netns)) {
-		if (twin)
-			skipped_out_of_scope(KIND_SYNACK_RETRANSMIT);
-		return 0;
-	}
-	e = event_begin(KIND_SYNACK_RETRANSMIT, twin);
+	if (in_scope(netns) && !by_owner() &&
+	    passes(req->__req_common.skc_family, local_port, peer_port))
+		e = event_begin(KIND_SYNACK_RETRANSMIT, twin);
+	else
+		not_asked_for(KIND_SYNACK_RETRANSMIT, twin);
 	if (!e)
 		return 0;
-	e->cookie = req->__req_common.skc_cookie.counter;
+	e->cookie = cookie;
 	e->netns = netns;
 	put_addresses(e, &req->__req_common);
-	e->local_port = req->__req_common.skc_num;
-	e->peer_port = bpf_ntohs(req->__req_common.skc_dport);
+	e->local_port = local_port;
+	e->peer_port = peer_port;
+	e->call = call_of(key);
 	e->old_state = TCP_NEW_SYN_RECV;
 	e->new_state = TCP_NEW_SYN_RECV;
 	e->flags = twin ? FLAG_RESCUED : 0;

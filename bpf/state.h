@@ -1,28 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Full sockets: every change of state, and the TIME_WAIT that was not made. */
+/*
+ * Full sockets: every change of state, the TIME_WAIT that was not made, and the
+ * connect() that sent nothing.
+ */
 #ifndef TWTRACE_STATE_H
 #define TWTRACE_STATE_H
-
-/*
- * A socket has each transition once, so that its cookie and the states name an
- * event; where there is no cookie the socket's address must do.
- */
-static __always_inline __u64 state_key(__u64 id, int old, int new)
-{
-	return id << 8 | (old & 15) << 4 | (new & 15);
-}
-
-static __always_inline void put_addresses(struct event *e, const struct sock_common *c)
-{
-	e->family = c->skc_family;
-	if (e->family == AF_INET6) {
-		__builtin_memcpy(e->local, (void *)&c->skc_v6_rcv_saddr, 16);
-		__builtin_memcpy(e->peer, (void *)&c->skc_v6_daddr, 16);
-	} else {
-		*(__u32 *)e->local = c->skc_rcv_saddr;
-		*(__u32 *)e->peer = c->skc_daddr;
-	}
-}
 
 /*
  * tcp_time_wait() calls tcp_done() whether or not it got a minisock. Without
@@ -63,41 +45,52 @@ static __always_inline bool by_time_wait(void *ctx, struct sock *sk, struct tcp_
 	if (old == TCP_FIN_WAIT2 && tp->linger2 < 0 &&
 	    has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_DEAD)))
 		return false;
-	return nearest_cause(ctx) == TW_DONE;
+	return nearest_cause(ctx) == CAUSE_DONE;
 }
 
-/* An event of a full socket. */
-static __always_inline void socket_event(struct sock *sk, struct tcp_sock *tp, __u8 kind,
-					 __u64 cookie, __u64 netns, int old, int new, int err,
-					 __u8 flags)
+/*
+ * Why a socket left SYN_SENT without having sent a segment: the search for a port
+ * leaves inet_sport 0; a bound socket has one four-tuple only to try
+ * (net/ipv4/inet_hashtables.c, __inet_hash_connect).
+ */
+static __always_inline __u8 connect_cause(struct sock *sk, __u16 local_port)
 {
-	struct event *e = event_begin(kind, flags & FLAG_RESCUED);
+	if (!local_port)
+		return CAUSE_PORT_SEARCH;
+	return sk->sk_userlocks & SOCK_BINDPORT_LOCK ? CAUSE_FOUR_TUPLE_BUSY : CAUSE_NOT_SENT;
+}
 
-	if (!e)
-		return;
-	e->cookie = cookie;
-	e->netns = netns;
-	put_addresses(e, &sk->__sk_common);
-	/* skc_num is 0 already when an auto-bound socket closes. */
-	e->local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-	e->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	e->err = err;
-	e->old_state = old;
-	e->new_state = new;
-	e->flags = flags;
-	event_end(e);
+/* The owner, at the changes of state that show one; NULL at the others. */
+static __always_inline struct owner *owner_at(struct owner *o, struct sock *sk, int old, int new)
+{
+	struct owner *listener;
+
+	if (old == TCP_CLOSE && (new == TCP_SYN_SENT || new == TCP_LISTEN)) {
+		owner_of_task(o, bpf_get_current_task_btf(), sk);
+		return o;
+	}
+	if ((old == TCP_SYN_RECV && new == TCP_ESTABLISHED) ||
+	    (old == TCP_LISTEN && new == TCP_SYN_RECV)) {
+		listener = bpf_sk_storage_get(&owners, sk, NULL, 0);
+		if (listener) {
+			__builtin_memcpy(o, listener, sizeof(*o));
+			return o;
+		}
+	}
+	return NULL;
 }
 
 static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int new, bool twin)
 {
 	struct net *net = sk->__sk_common.skc_net.net;
 	__u64 netns = net->net_cookie;
-	__u8 flags = twin ? FLAG_RESCUED : 0;
+	struct facts f = { .netns = netns, .old_state = old, .new_state = new };
 	struct tcp_sock *tp = NULL;
-	bool overflow = false;
+	bool overflow = false, failed = false, asked_for;
+	struct owner own, *stored;
 	struct recent *r;
-	__u64 cookie = 0;
-	int err;
+	__u8 nth = 0;
+	__u64 key;
 
 	/* NULL for all but full TCP sockets, MPTCP's own sockets included. */
 	if (in_scope(netns))
@@ -107,37 +100,81 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	 * SYN_RECV; asking for the cookie would make one that is overwritten.
 	 */
 	if (tp && old == TCP_LISTEN && new == TCP_SYN_RECV)
-		cookie = sk->__sk_common.skc_cookie.counter;
+		f.cookie = sk->__sk_common.skc_cookie.counter;
 	else if (tp)
-		cookie = bpf_get_socket_cookie(sk);
+		f.cookie = bpf_get_socket_cookie(sk);
 
-	if (handled_by_main(state_key(cookie ? cookie : argument(ctx, 0), old, new), twin))
+	key = state_key(f.cookie ? f.cookie : argument(ctx, 0), old, new);
+	if (handled_by_main(key, twin))
 		return 0;
 	if (!tp) {
-		if (twin)
-			skipped_out_of_scope(KIND_STATE);
+		not_asked_for(KIND_STATE, twin);
 		return 0;
 	}
 
-	err = sk->sk_err;
-	if (new == TCP_CLOSE) {
-		if (old == TCP_SYN_SENT && tp->segs_out == 0)
-			flags |= FLAG_NO_SEGMENT;
-		if (sk->sk_lingertime == 0 &&
-		    has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_LINGER)))
-			flags |= FLAG_LINGER0;
-		if (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) {
-			r = recent_of(cookie);
-			if (r && r->tw_made == cookie)
-				flags |= FLAG_TW_MADE;
-			else if (r && r->rst_sent != cookie && !err)
-				overflow = tw_overflowed(net) && by_time_wait(ctx, sk, tp, old);
-		}
+	f.call = call_of(key);
+	f.flags = twin ? FLAG_RESCUED : 0;
+	f.err = sk->sk_err;
+	/* skc_num is 0 already when an auto-bound socket closes. */
+	f.local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	f.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	f.owner = owner_at(&own, sk, old, new);
+
+	if (new == TCP_LISTEN) {
+		stored = bpf_sk_storage_get(&owners, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (stored)
+			__builtin_memcpy(stored, &own, sizeof(own));
+		else
+			count_untracked();
+		if (wants(KIND_LISTEN_DROP))
+			listener_begins(sk, &f);
+	}
+	asked_for = passes(sk->__sk_common.skc_family, f.local_port, f.peer_port);
+	if (by_owner() && asked_for) {
+		if (f.owner)
+			asked_for = is_wanted_owner(&own, sk);
+		else
+			asked_for = is_selected(f.cookie);
+		if (f.owner && asked_for && f.cookie)
+			select_connection(f.cookie);
 	}
 
-	socket_event(sk, tp, KIND_STATE, cookie, netns, old, new, err, flags);
-	if (overflow)
-		socket_event(sk, tp, KIND_TW_OVERFLOW, cookie, netns, old, new, err, flags);
+	if (new == TCP_CLOSE) {
+		if (old == TCP_SYN_SENT && tp->segs_out == 0) {
+			f.flags |= FLAG_NO_SEGMENT;
+			failed = true;
+		}
+		if (sk->sk_lingertime == 0 &&
+		    has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_LINGER)))
+			f.flags |= FLAG_LINGER0;
+		if (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) {
+			r = recent_of(f.cookie);
+			if (r && r->tw_made == f.cookie)
+				f.flags |= FLAG_TW_MADE;
+			else if (r && r->rst_sent != f.cookie && !f.err)
+				overflow = tw_overflowed(net) && by_time_wait(ctx, sk, tp, old);
+		}
+		if (!(f.flags & FLAG_TW_MADE))
+			forget_connection(f.cookie);
+	}
+
+	if (asked_for) {
+		if (wants(KIND_STATE) && (!failures_only || (new == TCP_CLOSE && f.err)))
+			socket_event(sk, KIND_STATE, CAUSE_NONE, &nth, &f);
+		if (overflow && wants(KIND_TW_OVERFLOW))
+			socket_event(sk, KIND_TW_OVERFLOW, CAUSE_NONE, &nth, &f);
+		if (failed && wants(KIND_CONNECT_FAILED)) {
+			__u8 cause = connect_cause(sk, f.local_port);
+
+			if (cause != CAUSE_NOT_SENT)
+				f.err = EADDRNOTAVAIL;
+			socket_event(sk, KIND_CONNECT_FAILED, cause, &nth, &f);
+		}
+	}
+	if (old == TCP_LISTEN && new == TCP_CLOSE && wants(KIND_LISTEN_DROP))
+		listener_ends(sk, &f, asked_for, &nth);
+	if (!nth)
+		not_asked_for(KIND_STATE, twin);
 	return 0;
 }
 

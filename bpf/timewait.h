@@ -29,13 +29,19 @@ static __always_inline __u64 tw_netns(struct inet_timewait_sock *tw)
 static __always_inline void tw_event(struct inet_timewait_sock *tw, __u64 netns, __u64 cookie,
 				     __u8 kind, __u8 cause, __u32 ticks)
 {
-	struct event *e = event_begin(kind, false);
+	__u16 local_port = BPF_CORE_READ(tw, __tw_common.skc_num);
+	__u16 peer_port = bpf_ntohs(BPF_CORE_READ(tw, __tw_common.skc_dport));
+	__u16 family = BPF_CORE_READ(tw, __tw_common.skc_family);
+	struct event *e;
 
+	if (!wants(kind) || !passes(family, local_port, peer_port) || !is_selected(cookie))
+		return;
+	e = event_begin(kind, false);
 	if (!e)
 		return;
 	e->cookie = cookie;
 	e->netns = netns;
-	e->family = BPF_CORE_READ(tw, __tw_common.skc_family);
+	e->family = family;
 	if (e->family == AF_INET6) {
 		BPF_CORE_READ_INTO(&e->local, tw, __tw_common.skc_v6_rcv_saddr.in6_u.u6_addr8);
 		BPF_CORE_READ_INTO(&e->peer, tw, __tw_common.skc_v6_daddr.in6_u.u6_addr8);
@@ -43,10 +49,10 @@ static __always_inline void tw_event(struct inet_timewait_sock *tw, __u64 netns,
 		BPF_CORE_READ_INTO((__u32 *)e->local, tw, __tw_common.skc_rcv_saddr);
 		BPF_CORE_READ_INTO((__u32 *)e->peer, tw, __tw_common.skc_daddr);
 	}
-	e->local_port = BPF_CORE_READ(tw, __tw_common.skc_num);
-	e->peer_port = bpf_ntohs(BPF_CORE_READ(tw, __tw_common.skc_dport));
+	e->local_port = local_port;
+	e->peer_port = peer_port;
 	e->substate = BPF_CORE_READ(tw, tw_substate);
-	e->old_state = kind == KIND_TW_END ? TCP_TIME_WAIT : 0;
+	e->old_state = kind == KIND_TW_ENTER ? 0 : TCP_TIME_WAIT;
 	e->new_state = kind == KIND_TW_END ? TCP_CLOSE : TCP_TIME_WAIT;
 	e->cause = cause;
 	e->ticks = ticks;
@@ -66,16 +72,19 @@ static __always_inline int handle_timer_start(struct timer_list *t)
 	if (!in_scope(netns))
 		return 0;
 	s = this_scratch();
-	if (s && s->rearming == (__u64)tw) {
-		/* __mod_timer() took it off one wheel slot and puts it on another. */
+	if (s && s->rearming) {
+		/* __mod_timer() took it off one wheel slot and puts it on another, next. */
+		bool same = s->rearming == (__u64)tw;
+
 		s->rearming = 0;
-		return 0;
+		if (same)
+			return 0;
 	}
 	cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
 	r = recent_of(cookie);
 	if (r)
 		r->tw_made = cookie;
-	tw_event(tw, netns, cookie, KIND_TW_ENTER, TW_NONE, t->expires - bpf_jiffies64());
+	tw_event(tw, netns, cookie, KIND_TW_ENTER, CAUSE_NONE, t->expires - bpf_jiffies64());
 	return 0;
 }
 
@@ -97,7 +106,7 @@ static __always_inline __u8 frame_cause(__u64 ip)
 		else
 			return frames[mid].cause;
 	}
-	return TW_NONE;
+	return CAUSE_NONE;
 }
 
 /*
@@ -118,7 +127,7 @@ static __always_inline __u8 nearest_cause(void *ctx)
 		if (cause)
 			return cause;
 	}
-	return TW_UNKNOWN;
+	return CAUSE_UNKNOWN;
 }
 
 static __always_inline int handle_timer_cancel(void *ctx, struct timer_list *t)
@@ -135,37 +144,39 @@ static __always_inline int handle_timer_cancel(void *ctx, struct timer_list *t)
 	if (!in_scope(netns))
 		return 0;
 	cause = nearest_cause(ctx);
-	if (cause == TW_EXPIRED)
+	if (cause == CAUSE_EXPIRED)
 		return 0; /* timer_expire_entry follows */
-	if (cause == TW_REARMED) {
+	if (cause == CAUSE_REARMED) {
 		s = this_scratch();
 		if (s)
 			s->rearming = (__u64)tw;
 		return 0;
 	}
 	cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
-	if (cause == TW_REPLACED_BY_SYN) {
+	if (cause == CAUSE_REPLACED_BY_SYN) {
 		/* tcp_v4_rcv() also ends it after answering data with RST (TCP_TW_RST). */
 		r = recent_of(cookie);
 		if (r && r->rst_sent == cookie)
-			cause = TW_KILLED_BY_RST;
+			cause = CAUSE_KILLED_BY_RST;
 	}
 	tw_event(tw, netns, cookie, KIND_TW_END, cause, 0);
+	forget_connection(cookie);
 	return 0;
 }
 
 static __always_inline int handle_timer_expire(struct timer_list *t)
 {
 	struct inet_timewait_sock *tw = tw_of(t);
-	__u64 netns;
+	__u64 netns, cookie;
 
 	if (!tw)
 		return 0;
 	netns = tw_netns(tw);
 	if (!in_scope(netns))
 		return 0;
-	tw_event(tw, netns, BPF_CORE_READ(tw, __tw_common.skc_cookie.counter), KIND_TW_END,
-		 TW_EXPIRED, 0);
+	cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
+	tw_event(tw, netns, cookie, KIND_TW_END, CAUSE_EXPIRED, 0);
+	forget_connection(cookie);
 	return 0;
 }
 

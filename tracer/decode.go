@@ -38,6 +38,17 @@ func decode(raw []byte, ev *Event) error {
 		Flags:    tcp.Flags(w.Flags),
 		Errno:    tcp.Errno(w.Err),
 	}
+	if ev.Flags&tcp.FlagOwner != 0 {
+		ev.Owner = tcp.Owner{PID: w.Pid, Cgroup: w.Cgroup, Comm: w.Comm}
+	}
+	if ev.Flags&tcp.FlagRefusals != 0 {
+		ev.Refusals = tcp.Refusals{
+			TooYoung:     w.Refusals[bpf.ProbesRefusalREFUSED_TOO_YOUNG],
+			NotAllowed:   w.Refusals[bpf.ProbesRefusalREFUSED_NOT_ALLOWED],
+			NoTimestamps: w.Refusals[bpf.ProbesRefusalREFUSED_NO_TIMESTAMPS],
+			Taken:        w.Refusals[bpf.ProbesRefusalREFUSED_TAKEN],
+		}
+	}
 	return nil
 }
 

@@ -63,12 +63,15 @@ func TestDecode(t *testing.T) {
 			wire: bpf.ProbesEvent{
 				MonoNs: math.MaxInt64, Cookie: math.MaxUint64, Netns: math.MaxUint64, Reason: math.MaxUint32,
 				Ticks: math.MaxUint32, Err: math.MaxUint16, Kind: 255, OldState: 255, NewState: 255,
-				Substate: 255, Cause: 255, Flags: 255, Family: 255, Pad: [3]uint8{255, 255, 255},
+				Substate: 255, Cause: 255, Flags: 255, Family: 255, Nth: 255, Pad: [2]uint8{255, 255}, Call: math.MaxUint32,
+				Cgroup: math.MaxUint64, Pid: math.MaxUint32, Comm: [16]uint8{255}, Refusals: [4]uint16{1, 2, 3, math.MaxUint16},
 			},
 			want: Event{
 				MonoNS: math.MaxInt64, Cookie: math.MaxUint64, NetNS: math.MaxUint64, Reason: math.MaxUint32,
 				Ticks: math.MaxUint32, Errno: math.MaxUint16, Kind: 255, Old: 255, New: 255,
 				Substate: 255, Cause: 255, Flags: 255,
+				Owner:    tcp.Owner{PID: math.MaxUint32, Cgroup: math.MaxUint64, Comm: tcp.Comm{255}},
+				Refusals: tcp.Refusals{TooYoung: 1, NotAllowed: 2, NoTimestamps: 3, Taken: math.MaxUint16},
 			},
 		},
 	} {

@@ -23,28 +23,28 @@ const twTimerHandler = "tw_timer_handler"
 // callers of one another: compilers inline them differently.
 var frames = []struct {
 	function string
-	cause    bpf.ProbesTwCause
+	cause    bpf.ProbesCause
 }{
-	{"expire_timers", bpf.ProbesTwCauseTW_EXPIRED},
-	{"__run_timers", bpf.ProbesTwCauseTW_EXPIRED},
-	{"__run_timer_base", bpf.ProbesTwCauseTW_EXPIRED},
-	{"__mod_timer", bpf.ProbesTwCauseTW_REARMED},
-	{"__inet_check_established", bpf.ProbesTwCauseTW_REUSED_BY_CONNECT},
-	{"__inet6_check_established", bpf.ProbesTwCauseTW_REUSED_BY_CONNECT},
-	{"__inet_hash_connect", bpf.ProbesTwCauseTW_REUSED_BY_CONNECT},
-	{"inet_hash_connect", bpf.ProbesTwCauseTW_REUSED_BY_CONNECT},
-	{"inet6_hash_connect", bpf.ProbesTwCauseTW_REUSED_BY_CONNECT},
-	{"tcp_v4_connect", bpf.ProbesTwCauseTW_REUSED_BY_CONNECT},
-	{"tcp_v6_connect", bpf.ProbesTwCauseTW_REUSED_BY_CONNECT},
-	{"tcp_timewait_state_process", bpf.ProbesTwCauseTW_KILLED_BY_RST},
-	{"tcp_v4_rcv", bpf.ProbesTwCauseTW_REPLACED_BY_SYN},
-	{"tcp_v6_rcv", bpf.ProbesTwCauseTW_REPLACED_BY_SYN},
-	{"inet_twsk_purge", bpf.ProbesTwCauseTW_PURGED},
-	{"tcp_twsk_purge", bpf.ProbesTwCauseTW_PURGED},
-	{"tcp_abort", bpf.ProbesTwCauseTW_DESTROYED},
+	{"expire_timers", bpf.ProbesCauseCAUSE_EXPIRED},
+	{"__run_timers", bpf.ProbesCauseCAUSE_EXPIRED},
+	{"__run_timer_base", bpf.ProbesCauseCAUSE_EXPIRED},
+	{"__mod_timer", bpf.ProbesCauseCAUSE_REARMED},
+	{"__inet_check_established", bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT},
+	{"__inet6_check_established", bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT},
+	{"__inet_hash_connect", bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT},
+	{"inet_hash_connect", bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT},
+	{"inet6_hash_connect", bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT},
+	{"tcp_v4_connect", bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT},
+	{"tcp_v6_connect", bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT},
+	{"tcp_timewait_state_process", bpf.ProbesCauseCAUSE_KILLED_BY_RST},
+	{"tcp_v4_rcv", bpf.ProbesCauseCAUSE_REPLACED_BY_SYN},
+	{"tcp_v6_rcv", bpf.ProbesCauseCAUSE_REPLACED_BY_SYN},
+	{"inet_twsk_purge", bpf.ProbesCauseCAUSE_PURGED},
+	{"tcp_twsk_purge", bpf.ProbesCauseCAUSE_PURGED},
+	{"tcp_abort", bpf.ProbesCauseCAUSE_DESTROYED},
 	// Of a full socket: tcp_time_wait() ends with it, and is itself gone from the
 	// stack by then (a tail call).
-	{"tcp_done", bpf.ProbesTwCauseTW_DONE},
+	{"tcp_done", bpf.ProbesCauseCAUSE_DONE},
 }
 
 // maxFrames is MAX_FRAMES of bpf/maps.h. A function can have several symbols
@@ -73,7 +73,7 @@ func readSymbols() (symbols, error) {
 }
 
 func parseSymbols(r io.Reader) (symbols, error) {
-	wanted := make(map[string]bpf.ProbesTwCause, len(frames))
+	wanted := make(map[string]bpf.ProbesCause, len(frames))
 	for _, f := range frames {
 		wanted[f.function] = f.cause
 	}

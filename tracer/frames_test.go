@@ -14,8 +14,8 @@ import (
 func TestParseSymbols(t *testing.T) {
 	const handler = "ffffffff81000000 t tw_timer_handler\n"
 	const (
-		expired  = uint64(bpf.ProbesTwCauseTW_EXPIRED)
-		replaced = uint64(bpf.ProbesTwCauseTW_REPLACED_BY_SYN)
+		expired  = uint64(bpf.ProbesCauseCAUSE_EXPIRED)
+		replaced = uint64(bpf.ProbesCauseCAUSE_REPLACED_BY_SYN)
 	)
 	for _, tt := range []struct {
 		name, text string
@@ -129,7 +129,7 @@ func TestParseSymbolsReadError(t *testing.T) {
 // TestFrames: the causes of the table are those that a cancelled timer can have,
 // each known by some function.
 func TestFrames(t *testing.T) {
-	causes := make(map[bpf.ProbesTwCause]int)
+	causes := make(map[bpf.ProbesCause]int)
 	names := make(map[string]bool)
 	for _, f := range frames {
 		causes[f.cause]++
@@ -138,9 +138,17 @@ func TestFrames(t *testing.T) {
 		}
 		names[f.function] = true
 	}
-	for c := bpf.ProbesTwCauseTW_EXPIRED; c <= bpf.ProbesTwCauseTW_DONE; c++ {
-		if (causes[c] == 0) != (c == bpf.ProbesTwCauseTW_UNKNOWN) {
-			t.Errorf("cause %d is known by %d functions", c, causes[c])
+	for _, c := range []bpf.ProbesCause{
+		bpf.ProbesCauseCAUSE_EXPIRED, bpf.ProbesCauseCAUSE_REUSED_BY_CONNECT, bpf.ProbesCauseCAUSE_REPLACED_BY_SYN,
+		bpf.ProbesCauseCAUSE_KILLED_BY_RST, bpf.ProbesCauseCAUSE_PURGED, bpf.ProbesCauseCAUSE_DESTROYED,
+		bpf.ProbesCauseCAUSE_REARMED, bpf.ProbesCauseCAUSE_DONE,
+	} {
+		if causes[c] == 0 {
+			t.Errorf("cause %d is known by no function", c)
 		}
+		delete(causes, c)
+	}
+	if len(causes) > 0 {
+		t.Errorf("causes %v are none that a kernel function can mean", causes)
 	}
 }

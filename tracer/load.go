@@ -4,14 +4,36 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/bpf"
 	"github.com/twtrace/twtrace/internal/tcp"
 )
+
+// failureKinds are what FailuresOnly leaves, state changes among them only those that
+// end a connection with an error.
+var failureKinds = []Kind{
+	tcp.KindState, tcp.KindRstReceived, tcp.KindError, tcp.KindConnectFailed, tcp.KindBindFailed, tcp.KindListenDrop,
+	tcp.KindSnapshot,
+}
+
+// kinds are those that the options ask for. A conversion is known by where the
+// minisock began, and sometimes by how it ended.
+func (o *Options) kinds() (wanted []Kind) {
+	for k := Kind(1); int(k) < tcp.NumKinds; k++ {
+		asked := len(o.Kinds) == 0 || slices.Contains(o.Kinds, k) ||
+			(k == tcp.KindTWEnter || k == tcp.KindTWEnd) && slices.Contains(o.Kinds, tcp.KindTWConvert)
+		if asked && (!o.FailuresOnly || slices.Contains(failureKinds, k)) {
+			wanted = append(wanted, k)
+		}
+	}
+	return wanted
+}
 
 // specialise writes the constants and leaves out the programs that were not chosen.
 func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []probe) error {
@@ -33,18 +55,61 @@ func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []
 		spec.Maps[bpf.ProbesMapEvents].MaxEntries = DefaultRingSize
 	}
 
-	var netns [MaxNetNS]uint64
+	var (
+		kinds   uint32
+		netns   [MaxNetNS]uint64
+		table   [maxFrames]bpf.ProbesFrame
+		locals  [MaxPorts]uint16
+		remotes [MaxPorts]uint16
+		pids    [MaxTasks]uint32
+		cgroups [MaxTasks]uint64
+		comms   [MaxTasks][16]byte
+		family  uint8
+		pidns   unix.Stat_t
+	)
+	for _, k := range opts.kinds() {
+		kinds |= 1 << k
+	}
 	for i, ns := range opts.NetNS {
 		netns[i] = uint64(ns)
 	}
-	var table [maxFrames]bpf.ProbesFrame
 	copy(table[:], syms.frames)
+	copy(locals[:], opts.LocalPorts)
+	copy(remotes[:], opts.RemotePorts)
+	copy(pids[:], opts.PIDs)
+	copy(cgroups[:], opts.Cgroups)
+	for i, name := range opts.Comms {
+		copy(comms[i][:], name)
+	}
+	switch {
+	case opts.IPv4Only && !opts.IPv6Only:
+		family = unix.AF_INET
+	case opts.IPv6Only && !opts.IPv4Only:
+		family = unix.AF_INET6
+	}
+	if err := unix.Stat("/proc/self/ns/pid", &pidns); err != nil {
+		return fmt.Errorf("ask for the pid namespace: %w", err)
+	}
 	for _, c := range []struct {
 		name  string
 		value any
 	}{
+		{bpf.ProbesVarKinds, kinds},
 		{bpf.ProbesVarNetnsCount, uint32(len(opts.NetNS))},
 		{bpf.ProbesVarNetnsFilter, netns},
+		{bpf.ProbesVarLportCount, uint32(len(opts.LocalPorts))},
+		{bpf.ProbesVarLportFilter, locals},
+		{bpf.ProbesVarRportCount, uint32(len(opts.RemotePorts))},
+		{bpf.ProbesVarRportFilter, remotes},
+		{bpf.ProbesVarFamilyFilter, family},
+		{bpf.ProbesVarFailuresOnly, opts.FailuresOnly},
+		{bpf.ProbesVarPidCount, uint32(len(opts.PIDs))},
+		{bpf.ProbesVarPidFilter, pids},
+		{bpf.ProbesVarCommCount, uint32(len(opts.Comms))},
+		{bpf.ProbesVarCommFilter, comms},
+		{bpf.ProbesVarCgroupCount, uint32(len(opts.Cgroups))},
+		{bpf.ProbesVarCgroupFilter, cgroups},
+		{bpf.ProbesVarPidns, uint32(pidns.Ino)},
 		{bpf.ProbesVarTwTimerHandlerAddr, syms.twTimerHandler},
 		{bpf.ProbesVarFrameCount, uint32(len(syms.frames))},
 		{bpf.ProbesVarFrames, table},
@@ -84,22 +149,51 @@ func loadError(err error) error {
 	return fmt.Errorf("load BPF programs: %w", err)
 }
 
+// factKinds says for which kinds a fact matters: a trace that does not ask for them
+// has nothing to say of it.
+var factKinds = map[tcp.Fact][]Kind{
+	tcp.FactState:       nil,
+	tcp.FactOwner:       nil,
+	tcp.FactConnectFail: {tcp.KindState, tcp.KindConnectFailed},
+	tcp.FactRstSent:     {tcp.KindRstSent},
+	tcp.FactRstReason:   {tcp.KindRstSent},
+	tcp.FactRstReceived: {tcp.KindRstReceived},
+	tcp.FactTWEnter:     {tcp.KindTWEnter},
+	tcp.FactTWEnd:       {tcp.KindTWEnd},
+	tcp.FactTWCause:     {tcp.KindTWEnd},
+	tcp.FactTWOverflow:  {tcp.KindTWOverflow},
+	tcp.FactTWConvert:   {tcp.KindTWConvert},
+	tcp.FactRetransmit:  {tcp.KindRetransmit, tcp.KindSynAckRetransmit},
+	tcp.FactError:       {tcp.KindError},
+	tcp.FactBindFail:    {tcp.KindBindFailed},
+	tcp.FactListenDrop:  {tcp.KindListenDrop},
+	tcp.FactSnapshot:    {tcp.KindSnapshot},
+}
+
 // coverage grades each fact by what was chosen.
-func coverage(chosen []probe, syms symbols) Coverage {
-	c := Coverage{
-		tcp.FactState: tcp.NotObservable, tcp.FactConnectFail: tcp.NotObservable,
-		tcp.FactRstSent: tcp.NotObservable, tcp.FactRstReason: tcp.NotObservable,
-		tcp.FactRstReceived: tcp.NotObservable, tcp.FactTWEnter: tcp.NotObservable,
-		tcp.FactTWEnd: tcp.NotObservable, tcp.FactTWCause: tcp.NotObservable,
-		tcp.FactTWOverflow: tcp.NotObservable, tcp.FactRetransmit: tcp.NotObservable,
+func coverage(chosen []probe, syms symbols, kinds []Kind) Coverage {
+	c := make(Coverage)
+	for f, of := range factKinds {
+		if of == nil || slices.ContainsFunc(of, func(k Kind) bool { return slices.Contains(kinds, k) }) {
+			c[f] = tcp.NotObservable
+		}
+	}
+	grade := func(f tcp.Fact, g tcp.Grade) {
+		if _, asked := c[f]; asked {
+			c[f] = g
+		}
 	}
 	for _, p := range chosen {
 		for _, f := range p.facts {
-			c[f] = tcp.Exact
+			grade(f, tcp.Exact)
 		}
 		if p.program == bpf.ProbesProgRstSentPlain {
-			c[tcp.FactRstSent] = tcp.Inferred
+			grade(tcp.FactRstSent, tcp.Inferred)
 		}
+	}
+	// Without the kernel's word, a conversion shows at the minisock's end.
+	if c[tcp.FactTWConvert] == tcp.NotObservable && c[tcp.FactTWEnd] == tcp.Exact {
+		c[tcp.FactTWConvert] = tcp.Inferred
 	}
 	// Every cause needs one function of this kernel to be known by.
 	known := make(map[uint64]bool)
@@ -109,8 +203,8 @@ func coverage(chosen []probe, syms symbols) Coverage {
 	for _, f := range frames {
 		switch {
 		case known[uint64(f.cause)]:
-		case f.cause == bpf.ProbesTwCauseTW_DONE:
-			c[tcp.FactTWOverflow] = tcp.NotObservable
+		case f.cause == bpf.ProbesCauseCAUSE_DONE:
+			grade(tcp.FactTWOverflow, tcp.NotObservable)
 		case c[tcp.FactTWCause] == tcp.Exact:
 			c[tcp.FactTWCause] = tcp.Inferred
 		}

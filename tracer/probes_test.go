@@ -20,9 +20,16 @@ func TestProbesNameEveryProgram(t *testing.T) {
 	}
 	named := map[string]string{bpf.ProbesProgJiffiesNow: "syscall"}
 	for _, p := range probes {
-		named[p.program] = "tp_btf/" + p.tracepoint
+		section := "tp_btf/"
+		switch p.how {
+		case syscall:
+			section = "tracepoint/syscalls/"
+		case iterator:
+			section = "iter/"
+		}
+		named[p.program] = section + p.tracepoint
 		if p.twin != "" {
-			named[p.twin] = "tp_btf/" + p.tracepoint
+			named[p.twin] = section + p.tracepoint
 		}
 	}
 	for name, p := range spec.Programs {
@@ -117,14 +124,14 @@ func TestChoose(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string
-			chosen := choose(kernelWith(t, tt.kernel))
+			chosen := choose(kernelWith(t, tt.kernel), connectionKinds, true)
 			for _, p := range chosen {
 				got = append(got, p.program)
 			}
 			if !slices.Equal(got, tt.programs) {
 				t.Errorf("chose %v, want %v", got, tt.programs)
 			}
-			grades := coverage(chosen, everyCause())
+			grades := coverage(chosen, everyCause(), connectionKinds)
 			for fact, want := range tt.grades {
 				if grades[fact] != want {
 					t.Errorf("%s is %s, want %s", fact, grades[fact], want)
@@ -132,6 +139,12 @@ func TestChoose(t *testing.T) {
 			}
 		})
 	}
+}
+
+// connectionKinds are those that need nothing but BTF tracepoints of TCP and of timers.
+var connectionKinds = []Kind{
+	tcp.KindState, tcp.KindRstSent, tcp.KindRstReceived, tcp.KindTWEnter, tcp.KindTWEnd, tcp.KindTWOverflow,
+	tcp.KindRetransmit, tcp.KindSynAckRetransmit, tcp.KindConnectFailed,
 }
 
 // everyCause is a kernel whose symbols show every function.
@@ -147,9 +160,9 @@ func everyCause() symbols {
 // them guesses, since its events come out under another cause.
 func TestCoverageOfCauses(t *testing.T) {
 	syms := everyCause()
-	purged := uint64(bpf.ProbesTwCauseTW_PURGED)
+	purged := uint64(bpf.ProbesCauseCAUSE_PURGED)
 	syms.frames = slices.DeleteFunc(syms.frames, func(f bpf.ProbesFrame) bool { return f.Cause == purged })
-	if g := coverage(probes, syms)[tcp.FactTWCause]; g != tcp.Inferred {
+	if g := coverage(probes, syms, connectionKinds)[tcp.FactTWCause]; g != tcp.Inferred {
 		t.Errorf("%s is %s, want %s", tcp.FactTWCause, g, tcp.Inferred)
 	}
 }

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"unsafe"
 
+	"github.com/twtrace/twtrace/bpf"
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
@@ -38,6 +41,11 @@ func (t *Tracer) Read(ctx context.Context, events []Event) (int, error) {
 			}
 		}
 	}
+	if t.drops && !stopped {
+		if err := t.watchListeners(); err != nil {
+			return 0, err
+		}
+	}
 	n, err := t.drain(events)
 	if n == 0 && err == nil && stopped {
 		return 0, io.EOF
@@ -50,6 +58,11 @@ func (t *Tracer) drain(events []Event) (int, error) {
 	t.drained = false
 	n := 0
 	for n < len(events) {
+		if t.convert.pop(&events[n]) {
+			t.handOver(&events[n], 0)
+			n++
+			continue
+		}
 		err := t.ring.ReadInto(&t.rec)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			t.drained = true
@@ -62,54 +75,123 @@ func (t *Tracer) drain(events []Event) (int, error) {
 		if err := decode(t.rec.RawSample, ev); err != nil {
 			return n, err
 		}
-		if t.recent.duplicate(ev) {
+		w := (*bpf.ProbesEvent)(unsafe.Pointer(unsafe.SliceData(t.rec.RawSample)))
+		if t.recent.duplicate(w) || t.convert.repeated(ev) {
 			t.duplicates.Add(1)
 			continue
 		}
-		t.seq++
-		ev.Seq = t.seq
-		// A rescued state change can bring a tw-overflow along: one was skipped.
-		if ev.Flags&tcp.FlagRescued != 0 && ev.Kind != tcp.KindTWOverflow {
-			t.rescued.Add(1)
+		if t.convert.late(ev) {
+			t.late.Add(1)
+			t.stamp(ev)
 		} else {
-			t.recorded.Add(1)
-		}
-		if int(ev.Kind) < len(t.byKind) {
-			t.byKind[ev.Kind].Add(1)
+			t.handOver(ev, w.Nth)
 		}
 		n++
 	}
 	return n, nil
 }
 
-// recentStates remembers the last state changes, so as to drop one that main
-// program and twin both recorded. That happens when an interrupt between the
-// two overwrites the main program's note (bpf/emit.h): the two are then at most
-// one softirq's events apart.
-type recentStates struct {
-	keys [2048]stateKey
-	next int
+// handOver counts an event of the ring. Of the events that one call of a program made
+// only the first was skipped, if any was.
+func (t *Tracer) handOver(ev *Event, nth uint8) {
+	if ev.Flags&tcp.FlagRescued != 0 && nth == 0 {
+		t.rescued.Add(1)
+	} else {
+		t.recorded.Add(1)
+	}
+	t.stamp(ev)
 }
 
-type stateKey struct {
-	cookie   tcp.Cookie
-	old, new tcp.State
+func (t *Tracer) stamp(ev *Event) {
+	t.seq++
+	ev.Seq = t.seq
+	if int(ev.Kind) < len(t.byKind) {
+		t.byKind[ev.Kind].Add(1)
+	}
 }
 
-func (r *recentStates) duplicate(ev *Event) bool {
-	if ev.Kind != tcp.KindState || ev.Cookie == 0 {
-		return false
+// recentCalls remembers the last events, so as to drop one that main program and
+// twin both recorded. That happens when the note which the one leaves for the
+// other got lost (bpf/emit.h); the two are then at most one softirq's events
+// apart.
+type recentCalls struct {
+	calls [2048]call
+	next  int
+}
+
+// call names a call of a tracepoint, and the event of it.
+type call struct {
+	cookie    uint64
+	call      uint32
+	kind, nth uint8
+}
+
+func (r *recentCalls) duplicate(w *bpf.ProbesEvent) bool {
+	if w.Call == 0 {
+		return false // of a program without a twin
 	}
-	key := stateKey{ev.Cookie, ev.Old, ev.New}
-	if ev.Flags&tcp.FlagRescued != 0 {
-		for _, k := range r.keys {
-			if k == key {
-				return true
-			}
-		}
-		return false
+	c := call{w.Cookie, w.Call, w.Kind, w.Nth}
+	if tcp.Flags(w.Flags)&tcp.FlagRescued != 0 {
+		return slices.Contains(r.calls[:], c)
 	}
-	r.keys[r.next%len(r.keys)] = key
+	r.calls[r.next%len(r.calls)] = c
 	r.next++
 	return false
+}
+
+// conversions knows which minisocks wait in FIN_WAIT2. The kernel side reports each
+// FIN that a TIME_WAIT acknowledged, of which the first made it one; where it
+// can't, the minisock ends as TIME_WAIT and must have become so before.
+type conversions struct {
+	wanted  bool
+	waiting map[tcp.Cookie]struct{}
+	end     Event // comes after the conversion that it gave away
+	hasEnd  bool
+}
+
+// repeated says that ev is a FIN for a minisock that is TIME_WAIT already.
+func (c *conversions) repeated(ev *Event) bool {
+	if !c.wanted {
+		return false
+	}
+	switch ev.Kind {
+	case tcp.KindTWEnter, tcp.KindSnapshot:
+		if ev.Substate == tcp.FinWait2 && ev.New == tcp.TimeWait {
+			if c.waiting == nil {
+				c.waiting = make(map[tcp.Cookie]struct{})
+			}
+			c.waiting[ev.Cookie] = struct{}{}
+		}
+	case tcp.KindTWConvert:
+		_, waits := c.waiting[ev.Cookie]
+		delete(c.waiting, ev.Cookie)
+		return !waits
+	}
+	return false
+}
+
+// late turns the end of a minisock, whose conversion was not seen, into the
+// conversion; the end itself is the next that pop gives.
+func (c *conversions) late(ev *Event) bool {
+	if ev.Kind != tcp.KindTWEnd || len(c.waiting) == 0 {
+		return false
+	}
+	_, waits := c.waiting[ev.Cookie]
+	delete(c.waiting, ev.Cookie)
+	if !waits || ev.Substate != tcp.TimeWait {
+		return false
+	}
+	c.end, c.hasEnd = *ev, true
+	ev.Kind, ev.Cause = tcp.KindTWConvert, tcp.CauseNone
+	ev.Old, ev.New = tcp.TimeWait, tcp.TimeWait
+	ev.Flags |= tcp.FlagLate
+	return true
+}
+
+func (c *conversions) pop(ev *Event) bool {
+	if !c.hasEnd {
+		return false
+	}
+	*ev, c.hasEnd = c.end, false
+	return true
 }

@@ -609,7 +609,6 @@ func TestScenarios(t *testing.T) {
 				name = sc.name + "/IPv6"
 			}
 			t.Run(name, func(t *testing.T) {
-				t.Parallel() // the others are out of this one's scope
 				o := setup{Options: netlab.Options{Kind: sc.kind, IPv6: v6}, traced: sc.traced}
 				for text := range strings.FieldsSeq(sc.sysctls) {
 					sysctl, err := netlab.ParseSysctl("net.ipv4." + strings.ReplaceAll(text, "_4", " 4"))
@@ -652,10 +651,12 @@ func (s *scene) wantCookie(ev Event, want tcp.Cookie) {
 	}
 }
 
+// wantEvents leaves out the conversions: there is one if the peer's FIN came after the
+// ACK, and its socket was closed already.
 func (s *scene) wantEvents(n int) {
 	s.Helper()
-	if len(s.events) != n {
-		s.Errorf("%d events, want %d", len(s.events), n)
+	if got := len(s.events) - len(s.ofKind(tcp.KindTWConvert)); got != n {
+		s.Errorf("%d events, want %d", got, n)
 	}
 }
 

@@ -75,7 +75,7 @@ type conn struct {
 type setup struct {
 	netlab.Options
 	traced func(*netlab.Lab) []*netlab.Namespace // nil: all of the lab's
-	ring   int                                   // Options.RingSize
+	opts   Options                               // but for NetNS
 }
 
 // newScene makes the network, starts to listen, and then to trace.
@@ -108,7 +108,7 @@ func newScene(t *testing.T, o setup) *scene {
 	if o.traced != nil {
 		s.traced = o.traced(lab)
 	}
-	opts := Options{RingSize: o.ring}
+	opts := o.opts
 	for _, ns := range s.traced {
 		opts.NetNS = append(opts.NetNS, NetNS(ns.Cookie()))
 		s.before[ns] = s.counters(ns)
@@ -612,7 +612,7 @@ func (s *scene) compareCounters(ns *netlab.Namespace) {
 	s.Helper()
 	counted := s.counted[ns]
 	noSegment := s.filter(func(ev *Event) bool {
-		return ev.NetNS == NetNS(ns.Cookie()) && ev.Flags&tcp.FlagNoSegment != 0
+		return ev.NetNS == NetNS(ns.Cookie()) && ev.Kind == tcp.KindConnectFailed
 	})
 	for _, row := range accounts {
 		if s.trace.Coverage()[row.fact] != tcp.Exact {

@@ -29,8 +29,14 @@ type Stats struct {
 	SkippedRecursion uint64
 	// Rescued of these were recorded by the program's twin and handed over by Read.
 	Rescued uint64
-	// Duplicates were recorded by both and handed over once.
+	// Duplicates were recorded by both and handed over once, or were the FIN of a
+	// conversion that was sent again.
 	Duplicates uint64
+	// Late were found out from later events and handed over besides the recorded ones.
+	Late uint64
+	// Untracked are connections and listeners for which a table had no room: with a
+	// filter by process their events are missing, and drops by such a listener are.
+	Untracked uint64
 	// ByKind counts what Read handed over, LostByKind what the ring lost.
 	ByKind, LostByKind map[Kind]uint64
 	// Programs has, per program, how often it ran, for how long (0 unless
@@ -69,6 +75,7 @@ func (t *Tracer) Stats() (Stats, error) {
 	s.Recorded = t.recorded.Load()
 	s.Rescued = t.rescued.Load()
 	s.Duplicates = t.duplicates.Load()
+	s.Late = t.late.Load()
 	s.ByKind = make(map[Kind]uint64)
 	for k := range t.byKind {
 		if n := t.byKind[k].Load(); n > 0 {
@@ -103,6 +110,7 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 		for k, n := range a.Foreign {
 			foreign[Kind(k)] += n
 		}
+		s.Untracked += a.Untracked
 	}
 	for _, p := range t.chosen {
 		for _, name := range []string{p.program, p.twin} {
@@ -116,7 +124,9 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 			s.Programs = append(s.Programs, ProgramStats{
 				Name: name, Runs: st.RunCount, RuntimeNS: uint64(st.Runtime), RecursionMisses: st.RecursionMisses,
 			})
-			if name == p.program {
+			// What a listener dropped is counted by the kernel: a look that was
+			// skipped is made up for by the next.
+			if name == p.program && p.how != withListener {
 				s.SkippedRecursion += st.RecursionMisses - min(foreign[p.kind], st.RecursionMisses)
 			}
 		}

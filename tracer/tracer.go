@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,8 +49,11 @@ type Tracer struct {
 	mu      sync.Mutex // guards links, started, closed and final
 	links   []attached
 	started bool
-	closed  bool
-	final   *Stats // set by Stop
+	// watching: the programs of listeners are attached; asked for every tick if drops
+	// are wanted and the kernel shows them.
+	watching, drops bool
+	closed          bool
+	final           *Stats // set by Stop
 
 	stopped chan struct{} // closed by Stop once nothing is written to the ring any more
 	stop    sync.Once
@@ -63,17 +67,19 @@ type Tracer struct {
 	rec     ringbuf.Record
 	seq     uint64
 	drained bool // the ring was empty: wait before the next look
-	recent  recentStates
+	recent  recentCalls
+	convert conversions
 
 	// What Read counts and Stats sums.
-	recorded, rescued, duplicates atomic.Uint64
-	byKind                        [tcp.NumKinds]atomic.Uint64
+	recorded, rescued, duplicates, late atomic.Uint64
+	byKind                              [tcp.NumKinds]atomic.Uint64
 }
 
 // attached is a program on its tracepoint.
 type attached struct {
 	link link.Link
 	twin bool
+	how  attachment
 }
 
 // Open loads the programs that this kernel can run. Nothing is traced before
@@ -96,20 +102,18 @@ func Open(opts Options) (*Tracer, error) {
 		return nil, err
 	}
 
-	t := &Tracer{stopped: make(chan struct{}), reasons: rstReasons(kernel)}
+	t := &Tracer{stopped: make(chan struct{}), reasons: rstReasons(kernel), convert: conversions{wanted: slices.Contains(opts.kinds(), tcp.KindTWConvert)}}
 	syms, symErr := readSymbols()
 	if symErr != nil && !errors.Is(symErr, ErrNoKallsyms) {
 		return nil, symErr
 	}
-	for _, p := range choose(kernel) {
-		if !p.timeWait || symErr == nil {
-			t.chosen = append(t.chosen, p)
-		}
-	}
+	t.chosen = choose(kernel, opts.kinds(), symErr == nil)
 	if len(t.chosen) == 0 || t.chosen[0].program != bpf.ProbesProgState {
 		return nil, fmt.Errorf("%w: it has no tracepoint inet_sock_set_state", ErrTooOld)
 	}
-	t.coverage = coverage(t.chosen, syms)
+	t.coverage = coverage(t.chosen, syms, opts.kinds())
+
+	t.drops = slices.ContainsFunc(t.chosen, func(p probe) bool { return p.how == withListener })
 
 	if err := specialise(spec, opts, syms, t.chosen); err != nil {
 		return nil, err
@@ -149,42 +153,63 @@ func (t *Tracer) Start() error {
 		return errors.New("a trace can be started once")
 	}
 	t.started = true
-	attach := func(name string, twin bool) error {
-		l, err := link.AttachTracing(link.TracingOptions{Program: t.coll.Programs[name]})
-		if errors.Is(err, os.ErrPermission) {
-			err = fmt.Errorf("%w: %w", ErrNotPermitted, err)
-		}
-		if err != nil {
-			return fmt.Errorf("attach %s: %w", name, err)
-		}
-		t.links = append(t.links, attached{l, twin})
-		return nil
-	}
 	// A tracepoint calls its programs in the order in which they came: each
 	// twin after its main program. The state program comes last, so that the
 	// TIME_WAIT of every close that it sees is seen too.
 	for i := len(t.chosen) - 1; i >= 0; i-- {
-		p := t.chosen[i]
-		err := attach(p.program, false)
+		p := &t.chosen[i]
+		if p.how == withListener || p.how == iterator {
+			continue
+		}
+		err := t.attach(p, p.program, false)
 		if err == nil && p.twin != "" {
-			err = attach(p.twin, true)
+			err = t.attach(p, p.twin, true)
 		}
 		if err != nil {
-			return errors.Join(err, t.detach())
+			return errors.Join(err, t.detach(nil))
 		}
 	}
 	return nil
 }
 
-// detach takes the twins off first: a twin without its main program would take
-// every event for a skipped one.
-func (t *Tracer) detach() error {
+// attach puts one program of a row in its place. The caller holds mu.
+func (t *Tracer) attach(p *probe, name string, twin bool) error {
+	var (
+		l    link.Link
+		err  error
+		prog = t.coll.Programs[name]
+	)
+	if p.how == syscall {
+		l, err = link.Tracepoint("syscalls", p.tracepoint, prog, nil)
+	} else {
+		l, err = link.AttachTracing(link.TracingOptions{Program: prog})
+	}
+	if errors.Is(err, os.ErrPermission) {
+		err = fmt.Errorf("%w: %w", ErrNotPermitted, err)
+	}
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", name, err)
+	}
+	t.links = append(t.links, attached{l, twin, p.how})
+	return nil
+}
+
+// detach takes programs off, those that which picks or, if it is nil, all, and the
+// twins first: a twin without its main program would take every event for a
+// skipped one. The caller holds mu.
+func (t *Tracer) detach(which func(attached) bool) error {
 	var errs []error
 	for _, twins := range []bool{true, false} {
-		for _, a := range t.links {
-			if a.twin == twins {
-				errs = append(errs, a.link.Close())
+		n := len(t.links)
+		t.links = slices.DeleteFunc(t.links, func(a attached) bool {
+			if a.twin != twins || which != nil && !which(a) {
+				return false
 			}
+			errs = append(errs, a.link.Close())
+			return true
+		})
+		if len(t.links) == n {
+			continue
 		}
 		// A program that was running when it was taken off may still write.
 		// MEMBARRIER_CMD_GLOBAL waits for a grace period of RCU, which such a
@@ -193,7 +218,6 @@ func (t *Tracer) detach() error {
 			time.Sleep(50 * time.Millisecond)
 		}
 	}
-	t.links = nil
 	return errors.Join(errs...)
 }
 
@@ -204,7 +228,7 @@ func (t *Tracer) Stop() error {
 	t.stop.Do(func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.stopErr = t.detach()
+		t.stopErr = t.detach(nil)
 		if st, err := t.kernelStats(); err == nil {
 			t.final = st
 		} else {

@@ -81,7 +81,7 @@ func TestPurge(t *testing.T) {
 func TestRingFull(t *testing.T) {
 	const n = 100
 	ring := os.Getpagesize() // the least that the kernel takes
-	s := newScene(t, setup{ring: ring})
+	s := newScene(t, setup{opts: Options{RingSize: ring, Kinds: connectionKinds}})
 	for range n {
 		c := s.dial(0)
 		s.closeFirst(c.client, c.server)
@@ -107,7 +107,7 @@ func TestRingFull(t *testing.T) {
 // TestRingRecovers: a full ring that is read again takes events again, and Seq has
 // no hole for those that were lost.
 func TestRingRecovers(t *testing.T) {
-	s := newScene(t, setup{ring: os.Getpagesize()})
+	s := newScene(t, setup{opts: Options{RingSize: os.Getpagesize(), Kinds: connectionKinds}})
 	for range 3 {
 		for range 20 {
 			c := s.dial(0)

@@ -197,7 +197,7 @@ func (r *session) startTrace() error {
 		scope = append(scope, s.netns)
 	}
 	var err error
-	if r.trace, err = tracer.Open(tracer.Options{NetNS: scope}); err != nil {
+	if r.trace, err = tracer.Open(tracer.Options{NetNS: scope, Kinds: kinds}); err != nil {
 		return err
 	}
 	if err := r.trace.Start(); err != nil {
@@ -271,6 +271,13 @@ func reasonNumber(names map[uint32]string, name string) uint32 {
 	return 0
 }
 
+// kinds are what a storm is explained by. Errors come with the states, and a bind()
+// that fails is the storm's own; nothing is there before the trace begins.
+var kinds = []tracer.Kind{
+	tcp.KindState, tcp.KindRstSent, tcp.KindRstReceived, tcp.KindRetransmit, tcp.KindSynAckRetransmit, tcp.KindTWEnter,
+	tcp.KindTWConvert, tcp.KindTWEnd, tcp.KindTWOverflow, tcp.KindConnectFailed, tcp.KindListenDrop,
+}
+
 // coverage is the trace's, and what the run itself adds to it.
 func (r *session) coverage() tcp.Coverage {
 	c := tcp.Coverage{tcp.FactCause: tcp.Inferred}
@@ -282,15 +289,16 @@ func (r *session) coverage() tcp.Coverage {
 	} else {
 		for _, fact := range []tcp.Fact{
 			tcp.FactState, tcp.FactRstSent, tcp.FactRstReason, tcp.FactRstReceived, tcp.FactTWEnter,
-			tcp.FactTWEnd, tcp.FactTWCause, tcp.FactTWOverflow, tcp.FactConnectFail, tcp.FactRetransmit,
+			tcp.FactTWEnd, tcp.FactTWCause, tcp.FactTWConvert, tcp.FactTWOverflow, tcp.FactConnectFail,
+			tcp.FactRetransmit, tcp.FactOwner,
 		} {
 			c[fact] = tcp.NotObservable
 		}
-	}
-	// The listener's own count (sk_drops), which does not say why.
-	c[tcp.FactListenDrop] = tcp.NotObservable
-	if r.server != nil {
-		c[tcp.FactListenDrop] = tcp.Inferred
+		// The listener's own count (sk_drops), which does not say why.
+		c[tcp.FactListenDrop] = tcp.NotObservable
+		if r.server != nil {
+			c[tcp.FactListenDrop] = tcp.Inferred
+		}
 	}
 	return c
 }

@@ -27,6 +27,12 @@ const (
 	FactConnectFail Fact = "connect-failure"     // connects that failed inside the kernel
 	FactRetransmit  Fact = "retransmit"          // every segment that was sent again
 	FactListenDrop  Fact = "listen-drop"         // SYNs and ACKs that a listener dropped
+	FactTWConvert   Fact = "time-wait-convert"   // when a FIN_WAIT2 minisock became TIME_WAIT
+	FactError       Fact = "error"               // every error a socket got
+	FactBindFail    Fact = "bind-failure"        // binds that failed
+	FactOwner       Fact = "owner"               // whose connection it is
+	FactSnapshot    Fact = "snapshot"            // what was there when the trace began
+	FactRefusals    Fact = "reuse-refusals"      // why a connect could not take a port, port by port
 	FactCause       Fact = "failure-cause"       // why an attempt failed
 )
 

@@ -1,6 +1,11 @@
 package tcp
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"strings"
+)
 
 // Kind says what an Event reports. The numbers are those of enum event_kind in
 // bpf/event.h; a test holds the two together.
@@ -16,6 +21,12 @@ const (
 	KindTWOverflow                       // TIME_WAIT was skipped: tcp_max_tw_buckets, or no memory
 	KindRetransmit                       // a full socket sent a segment again; in SYN_SENT its SYN
 	KindSynAckRetransmit                 // a listener sent a SYN+ACK again
+	KindError                            // a socket got an error that its owner has yet to read (sk_err)
+	KindTWConvert                        // a FIN_WAIT2 minisock received the FIN and became TIME_WAIT
+	KindConnectFailed                    // connect() failed before it sent a segment (see Event.Cause)
+	KindBindFailed                       // bind() failed
+	KindListenDrop                       // a listener dropped a segment without an answer (see Event.Cause)
+	KindSnapshot                         // a socket that was there when the trace began
 	numKinds
 )
 
@@ -31,6 +42,12 @@ var kindNames = [numKinds]string{
 	KindTWOverflow:       "tw-overflow",
 	KindRetransmit:       "retransmit",
 	KindSynAckRetransmit: "synack-retransmit",
+	KindError:            "error",
+	KindTWConvert:        "tw-convert",
+	KindConnectFailed:    "connect-failed",
+	KindBindFailed:       "bind-failed",
+	KindListenDrop:       "listen-drop",
+	KindSnapshot:         "snapshot",
 }
 
 func (k Kind) String() string {
@@ -40,20 +57,43 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind-%d", uint8(k))
 }
 
-// Cause says how a TIME_WAIT ended. The numbers are those of enum tw_cause in
-// bpf/event.h.
+// ParseKind reads a kind as the command line spells it.
+func ParseKind(text string) (Kind, error) {
+	for k, name := range kindNames {
+		if k > 0 && strings.EqualFold(name, text) {
+			return Kind(k), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown kind %q, want one of %s", text, strings.Join(kindNames[1:], ", "))
+}
+
+// Cause says why: how a TIME_WAIT ended, why a connect() failed, what a listener had
+// no room in. The numbers are those of enum cause in bpf/event.h.
 type Cause uint8
 
-// The six ends of a TIME_WAIT, and the one that could not be told.
+// The causes, by the kind of event that they qualify.
 const (
-	CauseNone            Cause = iota
-	CauseExpired               // its timer ran out
-	CauseReusedByConnect       // an outgoing connect() took its four-tuple
-	CauseReplacedBySyn         // an acceptable SYN arrived for it and a listener took it
-	CauseKilledByRst           // an RST, or data on a FIN_WAIT2 minisock, ended it
-	CausePurged                // its network namespace was destroyed
-	CauseDestroyed             // an administrator destroyed it (ss -K, bpf_sock_destroy)
-	CauseUnknown               // cancelled from a place in the kernel that twtrace does not know
+	CauseNone Cause = iota
+
+	// The six ends of a TIME_WAIT, and the one that could not be told.
+	CauseExpired         // its timer ran out
+	CauseReusedByConnect // an outgoing connect() took its four-tuple
+	CauseReplacedBySyn   // an acceptable SYN arrived for it and a listener took it
+	CauseKilledByRst     // an RST, or data on a FIN_WAIT2 minisock, ended it
+	CausePurged          // its network namespace was destroyed
+	CauseDestroyed       // an administrator destroyed it (ss -K, bpf_sock_destroy)
+	CauseUnknown         // cancelled from a place in the kernel that twtrace does not know
+
+	// Of a connect() that failed inside the kernel.
+	CausePortSearch    // no port of the range was free for this destination
+	CauseFourTupleBusy // the socket was bound, and its four-tuple is taken
+	CauseNotSent       // a port was found, but the SYN could not be sent
+
+	// Of a segment that a listener dropped.
+	CauseAcceptQueue // the accept queue was full
+	CauseSynQueue    // the SYN queue was full, and there were no cookies
+	CauseOtherDrop   // another: no route to the peer, no memory, a security module
+
 	numCauses
 )
 
@@ -69,6 +109,12 @@ var causeNames = [numCauses]string{
 	CausePurged:          "purged",
 	CauseDestroyed:       "destroyed",
 	CauseUnknown:         "unknown",
+	CausePortSearch:      "port-search",
+	CauseFourTupleBusy:   "four-tuple-busy",
+	CauseNotSent:         "not-sent",
+	CauseAcceptQueue:     "accept-queue",
+	CauseSynQueue:        "syn-queue",
+	CauseOtherDrop:       "other",
 }
 
 func (c Cause) String() string {
@@ -95,7 +141,42 @@ const (
 	// FlagActive means that the RST was sent by the socket's own side closing it
 	// (tcp_send_active_reset), not as the answer to a segment.
 	FlagActive
+	// FlagOwner means that Event.Owner was taken from the process itself, at work on
+	// the socket: it opened it, or it listens, or it listened for it.
+	FlagOwner
+	// FlagLate means that the event happened some time before MonoNS: it was found
+	// out by what came of it.
+	FlagLate
+	// FlagRefusals means that Event.Refusals was counted, port by port.
+	FlagRefusals
 )
+
+// Owner is the process that a connection belongs to.
+type Owner struct {
+	PID    uint32 // process (thread group) in the tracer's own pid namespace; 0: not known, or not visible in it
+	Cgroup uint64 // id of the socket's cgroup (v2): the inode number of its directory
+	Comm   Comm
+}
+
+// Comm is a process's name as the kernel keeps it: up to 15 bytes that the process
+// may set to anything, filled up with zeros.
+type Comm [16]byte
+
+// String returns the name without what could upset a terminal: bytes that are not
+// printable come out as \xNN.
+func (c Comm) String() string {
+	raw, _, _ := bytes.Cut(c[:], []byte{0})
+	quoted := strconv.Quote(string(raw))
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+}
+
+// Refusals counts the ports that a failed connect() tried, by why it could not have them.
+type Refusals struct {
+	TooYoung     uint16 // TIME_WAIT, and younger than tcp_tw_reuse allows
+	NotAllowed   uint16 // TIME_WAIT, and tcp_tw_reuse forbids it (0, or 2 and not loopback)
+	NoTimestamps uint16 // TIME_WAIT of a connection without timestamps
+	Taken        uint16 // the four-tuple is that of a live connection, or of a FIN_WAIT2 minisock
+}
 
 // Event is one fact the kernel side reported. It holds no pointer to shared
 // memory and may be kept.
@@ -110,7 +191,8 @@ type Event struct {
 	// the kernel gives none).
 	Reason uint32
 	// Ticks is, for tw-enter, for how long the minisock's timer was set, in
-	// jiffies of this kernel (Tracer.HZ a second).
+	// jiffies of this kernel (Tracer.HZ a second). Of a snapshot: for how long it
+	// still runs.
 	Ticks    uint32
 	Kind     Kind
 	Old, New State
@@ -119,7 +201,12 @@ type Event struct {
 	Substate State
 	Cause    Cause
 	Flags    Flags
-	// Errno is the socket's pending error (sk_err) at a state change: why it
-	// was closed, where the kernel knew. 0: none.
+	// Errno is the socket's pending error (sk_err): why it was closed, where the
+	// kernel knew. Of a failed bind() or connect() it is what the call returned.
+	// 0: none.
 	Errno Errno
+	// Owner is set where Flags has FlagOwner, which is where the process can be known:
+	// connect() and listen(), and what a listener accepts.
+	Owner    Owner
+	Refusals Refusals // where Flags has FlagRefusals
 }

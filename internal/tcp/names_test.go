@@ -118,7 +118,7 @@ func TestNames(t *testing.T) {
 	if got := Kind(0).String(); got != "kind-0" {
 		t.Errorf("Kind(0) is called %q", got)
 	}
-	if NumKinds != int(KindSynAckRetransmit)+1 || NumCauses != int(CauseUnknown)+1 {
+	if NumKinds != int(KindSnapshot)+1 || NumCauses != int(CauseOtherDrop)+1 {
 		t.Errorf("NumKinds %d and NumCauses %d are not one more than the largest", NumKinds, NumCauses)
 	}
 }

@@ -31,6 +31,11 @@ type Totals struct {
 	TWShort    uint64 // of these, those armed for at most 4 s (TcpExt.TWKilled)
 	TWEnd      [tcp.NumCauses]uint64
 	TWOverflow uint64
+	// TWConverted is how many FIN_WAIT2 minisocks received the peer's FIN.
+	TWConverted uint64
+
+	ListenDrops     uint64 // segments that a listener dropped
+	ListenOverflows uint64 // of these, those for which its accept queue had no room
 }
 
 // Lifetime is how long one TIME_WAIT lasted.
@@ -306,6 +311,7 @@ func (j *Joiner) event(ev *tcp.Event) {
 		j.twEnter(ev)
 	case tcp.KindTWEnd:
 		j.twEnd(ev)
+	case tcp.KindListenDrop: // of the listener, whose cookie it has: no step of a connection
 	default:
 		if c := j.open[ev.Cookie]; c != nil && ev.Cookie != 0 {
 			c.step(ev)
@@ -362,6 +368,13 @@ func (t *Totals) add(ev *tcp.Event, opts *Options) {
 		}
 	case tcp.KindSynAckRetransmit:
 		t.SynAckRetransmits++
+	case tcp.KindTWConvert:
+		t.TWConverted++
+	case tcp.KindListenDrop:
+		t.ListenDrops++
+		if ev.Cause == tcp.CauseAcceptQueue {
+			t.ListenOverflows++
+		}
 	case tcp.KindTWEnter:
 		t.TWEnter++
 		if ev.Substate == tcp.FinWait2 {
