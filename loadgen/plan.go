@@ -81,6 +81,10 @@ type Plan struct {
 	// locked OS thread that is thrown away at the end, and still sees all of the
 	// process's open files. Storms of several shards call it at the same time.
 	Enter func() error
+	// OnReady, if set, is called once every thread of the storm has entered and is
+	// ready, before the first socket is opened, from the goroutine that called
+	// Storm.Run. Its error ends the run.
+	OnReady func() error
 	// OnAttempts, if set, is given every attempt once, in batches, from one
 	// goroutine. The slice is reused after it returns.
 	OnAttempts func([]Attempt)

@@ -44,8 +44,8 @@ func (s *Storm) Shards() int { return s.shards }
 // Run runs all loops and returns what they came to. If ctx ends first, Run ends
 // what is under way (those attempts have the flag Cancelled) and returns what
 // there was until then, with Canceled set and without an error. The only errors
-// are those of the set-up: of Plan.Enter, or of making threads' tables and epoll
-// instances. Connections that fail are a result.
+// are those of the set-up: of Plan.Enter and Plan.OnReady, or of making threads' tables
+// and epoll instances. Connections that fail are a result.
 func (s *Storm) Run(ctx context.Context) (Result, error) {
 	startPoller()
 	wake, err := newWakeUp()
@@ -58,6 +58,12 @@ func (s *Storm) Run(ctx context.Context) (Result, error) {
 	r.collector = newCollector(&s.plan, s.shards)
 	if err := r.startShards(s.shards); err != nil {
 		return Result{}, err
+	}
+	if s.plan.OnReady != nil {
+		if err := s.plan.OnReady(); err != nil {
+			r.stopShards()
+			return Result{}, err
+		}
 	}
 	collected := make(chan struct{})
 	go func() {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -680,4 +681,37 @@ func TestServerLife(t *testing.T) {
 	closed(t, a)
 	// SO_REUSEADDR: a restart on the same port.
 	startServer(t, loadgen.NewServerPlan(a.Addr()))
+}
+
+// TestOnReady: it is called once all threads have entered, before the server has seen
+// anything, and what it says ends the storm.
+func TestOnReady(t *testing.T) {
+	server := startServer(t, loadgen.NewServerPlan(localhosts["ipv4"]))
+	plan := loadgen.NewPlan(server.Addr())
+	plan.Loops, plan.Connections, plan.Shards = 2, 30, 3
+	var entered atomic.Int32
+	plan.Enter = func() error { entered.Add(1); return nil }
+	var calls int
+	plan.OnReady = func() error {
+		calls++
+		if n, st := entered.Load(), server.Stats(); n != 3 || st.Accepted != 0 {
+			t.Errorf("%d threads of 3 have entered, %d connections were accepted", n, st.Accepted)
+		}
+		return nil
+	}
+	storm(t.Context(), t, plan)
+	if calls != 1 {
+		t.Errorf("called %d times", calls)
+	}
+
+	failure := errors.New("not today")
+	plan.OnReady = func() error { return failure }
+	plan.OnAttempts = func(a []loadgen.Attempt) { t.Errorf("%d attempts", len(a)) }
+	s, err := loadgen.NewStorm(plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result, err := s.Run(t.Context()); !errors.Is(err, failure) || len(result.Loops) != 0 {
+		t.Errorf("%+v, %v", result, err)
+	}
 }
