@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/testenv"
@@ -31,14 +32,23 @@ const (
 	worldEnv   = "TWTRACE_TEST_WORLD"
 	worldPlain = "plain"
 	worldNoBTF = "no BTF" // in a mount namespace of its own
+	// worldFewFiles: with a limit on open files that a storm needs many threads for.
+	worldFewFiles = "few files"
+	// worldLoopback: with the loopback device up, in a network namespace of its own.
+	worldLoopback = "loopback"
 )
 
 // pollLimit bounds the wait for what the kernel does in the background.
 const pollLimit = 20 * time.Second
 
 func child(world string) int {
-	if world == worldNoBTF {
-		if err := hideBTF(); err != nil {
+	enter := map[string]func() error{
+		worldNoBTF:    hideBTF,
+		worldFewFiles: fewFiles,
+		worldLoopback: loopbackUp,
+	}[world]
+	if enter != nil {
+		if err := enter(); err != nil {
 			fmt.Println(err)
 			return 99
 		}
@@ -62,6 +72,18 @@ func hideBTF() error {
 		}
 	}
 	return nil
+}
+
+func fewFiles() error {
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 80, Max: 80})
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 // command is twtrace as a child, by a path that every user can follow.

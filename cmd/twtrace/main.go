@@ -15,5 +15,7 @@ func main() {
 	// the process, which takes everything it made along.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	context.AfterFunc(ctx, stop)
-	os.Exit(Main(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	a := newApp(os.Stdout, os.Stderr)
+	a.dropPrivilege = true
+	os.Exit(a.main(ctx, os.Args[1:]))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/run"
 	"github.com/twtrace/twtrace/tracer"
 )
@@ -41,12 +42,20 @@ var errIncomplete = errors.New("incomplete")
 type app struct {
 	stdout, stderr io.Writer
 	log            *slog.Logger
+	// dropPrivilege: the process is the command's own, which gives up what it does
+	// not need any more, for good.
+	dropPrivilege bool
 }
 
 // Main is the whole program: it runs the command that args name until it is done
-// or ctx ends, and returns the exit code.
+// or ctx ends, and returns the exit code. It leaves the process its privileges,
+// which are the caller's.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{
+	return newApp(stdout, stderr).main(ctx, args)
+}
+
+func newApp(stdout, stderr io.Writer) *app {
+	return &app{stdout: stdout, stderr: stderr, log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{
 		ReplaceAttr: func(_ []string, attr slog.Attr) slog.Attr {
 			if attr.Key == slog.TimeKey {
 				return slog.Attr{}
@@ -54,13 +63,16 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return attr
 		},
 	}))}
+}
+
+func (a *app) main(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
 	if err != nil && !errors.Is(err, errIncomplete) {
-		fmt.Fprintf(stderr, "twtrace: %s\n", oneLine(err))
+		fmt.Fprintf(a.stderr, "twtrace: %s\n", oneLine(err))
 	}
 	return exitCode(err)
 }
@@ -134,8 +146,9 @@ var hints = []struct {
 	err  error
 	hint string
 }{
-	{netlab.ErrNotPermitted, "namespaces need root (CAP_SYS_ADMIN, CAP_NET_ADMIN): run `sudo twtrace run`, or without them `twtrace run --no-trace --net host`"},
-	{tracer.ErrNotPermitted, "tracing needs root (CAP_BPF, CAP_PERFMON): run with sudo, or without a trace `--no-trace`"},
+	{netlab.ErrNotPermitted, "run `sudo twtrace run`, or without namespaces and trace `twtrace run --no-trace --net host`; see `twtrace doctor`"},
+	{tracer.ErrNotPermitted, "run with sudo, or without a trace `--no-trace`; see `twtrace doctor`"},
+	{privilege.ErrMissing, "run with sudo; see `twtrace doctor`"},
 	{tracer.ErrNoBTF, "tracing needs a kernel with CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux): boot one, or run with `--no-trace`"},
 	{tracer.ErrTooOld, "tracing needs Linux 5.14 or later: boot one, or run with `--no-trace`"},
 	{netlab.ErrNoSetting, "see what there is with `sysctl -a`, or leave it out"},

@@ -14,8 +14,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/report"
 	"github.com/twtrace/twtrace/internal/run"
+	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/loadgen"
 )
 
@@ -135,12 +137,18 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 		return err
 	}
 	a.warn(f, &opts)
+	opts.DropPrivilege = a.dropPrivilege
 	text := report.NewText(a.stdout, useColor(f.color.value, a.stdout))
 	isText := f.output.value == "text"
+	opts.OnStart = func(s *report.Summary) {
+		a.warnUnseen(f, s)
+		if isText {
+			_ = text.Header(s)
+		}
+	}
 	if isText {
 		// Lines are written as loops end; a write that fails is met again,
 		// and reported, by the last part.
-		opts.OnStart = func(s *report.Summary) { _ = text.Header(s) }
 		opts.OnLoop = func(l report.Loop) { _ = text.Loop(l) }
 	}
 	if f.watch > 0 && isTerminal(a.stderr) {
@@ -148,7 +156,7 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 	}
 	summary, err := run.Run(ctx, opts)
 	if err != nil {
-		return err
+		return privilege.Explain(f.needs(), err)
 	}
 	if isText {
 		err = text.Rest(summary)
@@ -280,6 +288,32 @@ func (f *runFlags) resolveTarget(ctx context.Context) (netip.AddrPort, error) {
 		return netip.AddrPort{}, usagef("--target %s is not of this machine: if you may load it, say so with `--yes-i-may-load %s`", f.target, host)
 	}
 	return netip.AddrPortFrom(addr, uint16(number)), nil
+}
+
+// needs is what a run with these flags asks of its caller.
+func (f *runFlags) needs() privilege.Need {
+	host := f.net.value == "host" || f.given("target")
+	switch {
+	case host && f.noTrace:
+		return privilege.RunHostNoTrace
+	case host:
+		return privilege.RunHost
+	case f.noTrace:
+		return privilege.RunPairNoTrace
+	}
+	return privilege.RunPair
+}
+
+// warnUnseen says which capability would show what this run can't see.
+func (a *app) warnUnseen(f *runFlags, s *report.Summary) {
+	need := f.needs()
+	held, err := privilege.Effective()
+	if err != nil || f.noTrace || s.Coverage[tcp.FactTWEnter] != tcp.NotObservable {
+		return
+	}
+	if missing := held.Missing(need.Should); len(missing) > 0 {
+		a.log.Warn(need.Loses+": run with sudo; see `twtrace doctor`", "missing", privilege.Names(missing))
+	}
 }
 
 // warn says what is allowed and yet probably not meant.

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/spf13/cobra"
 
+	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/loadgen"
 )
 
@@ -47,7 +49,13 @@ func (a *app) serve(ctx context.Context, plan loadgen.ServerPlan) error {
 		return err
 	}
 	if err := server.Start(); err != nil {
-		return err
+		return privilege.Explain(privilege.ServeLowPort, err) // a port below 1024, if anything
+	}
+	if a.dropPrivilege {
+		// It listens, be it below port 1024, and needs nothing more.
+		if err := privilege.Drop(); err != nil {
+			return errors.Join(err, server.Close())
+		}
 	}
 	fmt.Fprintf(a.stdout, "listening on %s\n", server.Addr())
 	<-ctx.Done()

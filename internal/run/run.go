@@ -15,6 +15,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/clock"
 	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/report"
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
@@ -36,6 +37,10 @@ type Options struct {
 	// Watch is how long to go on tracing after the storm.
 	Watch time.Duration
 	Trace bool
+	// DropPrivilege gives up every capability of the process once none is needed any
+	// more: the programs are attached, and all threads are in their namespaces. It
+	// is for a process that does nothing else.
+	DropPrivilege bool
 	// OnStart, if set, is given the summary's head before the storm starts.
 	OnStart func(*report.Summary)
 	// OnLoop, if set, is given each loop once how things stood at its end is
@@ -353,6 +358,9 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 			r.lines <- loop
 		}
 	}
+	if r.opts.DropPrivilege {
+		plan.OnReady = r.dropPrivilege
+	}
 	storm, err := loadgen.NewStorm(plan)
 	if err != nil {
 		return loadgen.Result{}, err
@@ -363,6 +371,20 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 		go func() { r.pumpDone <- r.pump() }()
 	}
 	return storm.Run(ctx)
+}
+
+// dropPrivilege is called when the last thread has entered its namespace. What is
+// left to do needs nothing: the counters' files are open, and so are the programs
+// and maps; links are taken off, and namespaces let go, by closing descriptors. Old
+// kernels alone ask for something when the trace's account is read.
+func (r *session) dropPrivilege() error {
+	if r.trace == nil {
+		return privilege.Drop()
+	}
+	return privilege.Drop(privilege.ReadStats(func() error {
+		_, err := r.trace.Stats()
+		return err
+	}))
 }
 
 // makeRoom gives Go's scheduler a processor for each thread of the storm, which
