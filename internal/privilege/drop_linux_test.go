@@ -196,8 +196,8 @@ func TestWithout(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if left := held.List(); len(left) > 0 {
-			return fmt.Errorf("it has %s", Names(left))
+		if held != 0 {
+			return fmt.Errorf("it has %s", listed(held))
 		}
 		return failure
 	})
@@ -213,7 +213,7 @@ func TestWithout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if Names(after.List()) != Names(before.List()) || want["NoNewPrivs"] != "0" {
-		t.Errorf("%s, before %s; %v", Names(after.List()), Names(before.List()), want)
+	if after != before || want["NoNewPrivs"] != "0" {
+		t.Errorf("%s, before %s; %v", listed(after), listed(before), want)
 	}
 }

@@ -65,30 +65,37 @@ var Needs = []Need{RunPair, RunPairNoTrace, RunHost, RunHostNoTrace, Serve, Serv
 // (include/linux/capability.h, bpf_capable and perfmon_capable).
 var included = map[Capability]Capability{cap.BPF: cap.SYS_ADMIN, cap.PERFMON: cap.SYS_ADMIN}
 
-// Held is the effective capabilities of a thread. The zero value has none.
-type Held struct{ set *cap.Set }
+// Held is a set of capabilities, a bit for each by its number.
+type Held uint64
+
+// Of returns the set of caps.
+func Of(caps ...Capability) (h Held) {
+	for _, c := range caps {
+		h |= 1 << c
+	}
+	return h
+}
 
 // Effective returns what the calling thread has in effect.
-func Effective() (Held, error) {
+func Effective() (h Held, err error) {
 	set, err := cap.GetPID(0)
 	if err != nil {
-		return Held{}, fmt.Errorf("capget: %w", err)
+		return 0, fmt.Errorf("capget: %w", err)
 	}
-	return Held{set}, nil
+	for c := range cap.MaxBits() {
+		on, err := set.GetFlag(cap.Effective, c)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", c, err)
+		}
+		if on {
+			h |= Of(c)
+		}
+	}
+	return h, nil
 }
 
-// Has reports whether c is in effect, by itself or by one that includes it.
-func (h Held) Has(c Capability) bool {
-	for _, c := range withIncluding(c) {
-		if h.set == nil {
-			break
-		}
-		if on, err := h.set.GetFlag(cap.Effective, c); err == nil && on {
-			return true
-		}
-	}
-	return false
-}
+// Has reports whether c is in the set, by itself or by one that includes it.
+func (h Held) Has(c Capability) bool { return h&Of(withIncluding(c)...) != 0 }
 
 // withIncluding returns c, and the capability that includes it.
 func withIncluding(c Capability) []Capability {
@@ -98,22 +105,22 @@ func withIncluding(c Capability) []Capability {
 	return []Capability{c}
 }
 
-// Missing returns those of caps that are not in effect.
+// Missing returns those of caps that the set does not have.
 func (h Held) Missing(caps []Capability) []Capability {
 	return slices.DeleteFunc(slices.Clone(caps), h.Has)
 }
 
-// List returns all that are in effect, in the kernel's order.
-func (h Held) List() (caps []Capability) {
+// List returns all of the set, in the kernel's order, and the rest of those that this
+// kernel knows.
+func (h Held) List() (in, out []Capability) {
 	for c := range cap.MaxBits() {
-		if h.set == nil {
-			break
-		}
-		if on, err := h.set.GetFlag(cap.Effective, c); err == nil && on {
-			caps = append(caps, c)
+		if h&Of(c) != 0 {
+			in = append(in, c)
+		} else {
+			out = append(out, c)
 		}
 	}
-	return caps
+	return in, out
 }
 
 // Names spells capabilities as the kernel does: "CAP_BPF, CAP_PERFMON".
