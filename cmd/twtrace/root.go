@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/twtrace/twtrace/internal/doctor"
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/run"
@@ -103,7 +104,7 @@ func (a *app) root() *cobra.Command {
 		}
 		return usagef("%w: see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(a.runCommand(), a.serveCommand(), a.versionCommand(), a.manCommand())
+	root.AddCommand(a.runCommand(), a.serveCommand(), a.doctorCommand(), a.versionCommand(), a.manCommand())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
@@ -151,6 +152,7 @@ var hints = []struct {
 	{privilege.ErrMissing, "run with sudo; see `twtrace doctor`"},
 	{tracer.ErrNoBTF, "tracing needs a kernel with CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux): boot one, or run with `--no-trace`"},
 	{tracer.ErrTooOld, "tracing needs Linux 5.14 or later: boot one, or run with `--no-trace`"},
+	{doctor.ErrCantTrace, "each check says how to fix it; `sudo twtrace doctor` tries what only root may"},
 	{netlab.ErrNoSetting, "see what there is with `sysctl -a`, or leave it out"},
 	{netlab.ErrNoVeth, "load it with `modprobe veth`, or run with `--net loopback`"},
 }
