@@ -113,6 +113,11 @@ func TestDoctorSays(t *testing.T) {
 			[]string{"privilege for run", "trace", "namespaces"},
 			map[string]string{"trace": "without CAP_PERFMON", "rings": "16 MiB"},
 		},
+		{
+			"rootless container", worldPlain, asRootless,
+			[]string{"privilege for run", "trace", "rings"},
+			map[string]string{"trace": "in this user namespace", "namespaces": "joined by veth, were made"},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cmd := command(t, tt.world, "doctor", "-o", "json")

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -220,5 +221,32 @@ func TestServeDropped(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// asRootless makes a child root of a user namespace of its own, and nobody outside: what
+// `unshare -r` and rootless containers do.
+func asRootless(cmd *exec.Cmd) {
+	cmd.SysProcAttr.Credential = &syscall.Credential{}
+	cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWUSER
+	cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: 65534, Size: 1}}
+	cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: 65534, Size: 1}}
+}
+
+// TestRootless: the storm alone needs no privilege of the host, whose capabilities it
+// does not have and does not drop.
+func TestRootless(t *testing.T) {
+	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth)
+	if text, err := os.ReadFile("/proc/sys/user/max_user_namespaces"); err != nil || string(text) == "0\n" {
+		t.Skipf("no user namespaces here: %v", err)
+	}
+	cmd := command(t, worldPlain, "run", "--no-trace", "--loops", "2", "--connections", "20", "--tw-reuse", "1", "-o", "json")
+	asRootless(cmd)
+	code, stdout, stderr := finish(t, cmd)
+	if code != exitDone || stderr != "" {
+		t.Fatalf("exit code %d, stderr %q", code, stderr)
+	}
+	if s := summary(t, stdout); s.Totals.Finished != 40 {
+		t.Errorf("%+v", s)
 	}
 }

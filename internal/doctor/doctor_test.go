@@ -37,6 +37,7 @@ func files(change map[string]string) fstest.MapFS {
 			"ffffffff82010000 T __inet_hash_connect\nffffffff82020000 T tcp_v4_rcv\n" +
 			"ffffffff82030000 t tcp_timewait_state_process.cold\nffffffff82040000 T tcp_abort\n" +
 			"ffffffff82050000 T tcp_done\nffffffff82060000 d tcp_v6_rcv\n",
+		"proc/self/uid_map":                                               "         0          0 4294967295\n",
 		"proc/self/timens_offsets":                                        "monotonic           0         0\nboottime            0         0\n",
 		"proc/sys/kernel/bpf_stats_enabled":                               "0\n",
 		"proc/sys/kernel/kptr_restrict":                                   "0\n",
@@ -245,6 +246,8 @@ func TestErr(t *testing.T) {
 			m.Held = privilege.Of(cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE)
 			return m
 		}(), ""},
+		{"rootless container", refusing(able(map[string]string{"proc/self/uid_map": "0 1000 1\n"})),
+			"privilege for run, trace, rings, namespaces"},
 		{"no namespaces", able(map[string]string{"proc/sys/user/max_net_namespaces": "0\n"}), "namespaces"},
 	} {
 		err := Examine(tt.m).Err()
@@ -267,6 +270,7 @@ func TestChecks(t *testing.T) {
 		conntrack = "proc/sys/net/netfilter/nf_conntrack_"
 		modules   = "lib/modules/6.12.48+deb13-amd64/modules.dep"
 	)
+	rootless := map[string]string{"proc/self/uid_map": "         0       1000          1\n"}
 	noVeth := strings.ReplaceAll(string(files(nil)["proc/kallsyms"].Data), "veth_newlink", "other")
 	noAbort := strings.ReplaceAll(string(files(nil)["proc/kallsyms"].Data), "tcp_abort", "other")
 	for _, tt := range []struct {
@@ -294,6 +298,12 @@ func TestChecks(t *testing.T) {
 		// kptr_restrict 0 and perf_event_paranoid 1 show the addresses to everybody.
 		{"privilege for run --net host", nil, func(m *Machine) { m.Held = privilege.Of(cap.BPF, cap.PERFMON) }, OK, nil},
 		{"privilege for serve", nil, func(m *Machine) { m.Held = 0 }, OK, []string{"no capability"}},
+		{"privilege for run", rootless, nil, Missing, []string{"in this user namespace alone", "outside"}},
+		{"privilege for run --no-trace", rootless, nil, OK, nil},
+		{"privilege for run --no-trace", nil, func(m *Machine) { m.Held = 0 }, Missing, []string{"unshare -r twtrace run --no-trace"}},
+		{"user-namespace", nil, nil, OK, []string{"initial"}},
+		{"user-namespace", rootless, nil, Limited, []string{"run --no-trace` works", "outside"}},
+		{"trace", rootless, func(m *Machine) { refusing(m) }, Missing, []string{"in this user namespace", "outside of the user namespace"}},
 		{"kernel.unprivileged_bpf_disabled", map[string]string{"proc/sys/kernel/unprivileged_bpf_disabled": "1\n"}, nil, OK, []string{"next boot"}},
 		{"trace", nil, func(m *Machine) {
 			m.Trace = func() (tcp.Coverage, error) {

@@ -61,6 +61,13 @@ func (m *Machine) number(key string) (n int, ok bool) {
 	return n, err == nil
 }
 
+// initialUser reports whether the process is in the initial user namespace, which maps
+// every number to itself (user_namespaces(7)).
+func (m *Machine) initialUser() bool {
+	text, err := m.read("proc/self/uid_map")
+	return err != nil || strings.Join(strings.Fields(text), " ") == "0 0 4294967295"
+}
+
 // symbol returns the address of the first of the kernel's functions that exists,
 // whatever suffix the compiler gave it (tcp_v4_rcv.cold). The address is 0 for who
 // may not see it (kernel/kallsyms.c); the name is there for everyone.

@@ -46,6 +46,7 @@ func checks() []check {
 		{groupKernel, "clock", false, clockSource},
 		{groupKernel, "time-namespace", false, timeNamespace},
 		{groupKernel, "ipv6", false, ipv6},
+		{groupPrivilege, "user-namespace", false, userNamespace},
 		{groupPrivilege, "capabilities", false, capabilities},
 	}
 	for _, n := range privilege.Needs {
@@ -89,8 +90,15 @@ func refused(m *Machine, err error, need privilege.Need, means string) Finding {
 	}
 	f.Found += ", although this process has " + privilege.Names(need.Must)
 	f.Fix = "a container, a system call filter, an LSM or lockdown refuses it: run outside of it"
+	if !m.initialUser() {
+		f.Found += " in this user namespace"
+		f.Fix = outside
+	}
 	return f
 }
+
+// outside is the fix for what only the initial user namespace's capabilities do.
+const outside = "run outside of the user namespace (of the rootless container)"
 
 // kernelSays is the kernel's part of an error alone: what was tried is the check's
 // own words.
@@ -191,6 +199,14 @@ func ipv6(m *Machine) Finding {
 	return ok("there", "`twtrace run -6` is the storm over IPv6")
 }
 
+func userNamespace(m *Machine) Finding {
+	if m.initialUser() {
+		return ok("the initial one", "capabilities count everywhere")
+	}
+	return Finding{Limited, "not the initial one", "capabilities count only for what is made in it: `twtrace run --no-trace` works, and nothing can be traced",
+		outside}
+}
+
 func capabilities(m *Machine) Finding {
 	held, lacking := m.Held.List()
 	found := privilege.Names(held)
@@ -214,6 +230,9 @@ func may(n privilege.Need) func(*Machine) Finding {
 		needs := "needs " + privilege.Names(n.Must)
 		if missing := m.Held.Missing(n.Must); len(missing) > 0 {
 			f := Finding{Missing, "without " + privilege.Names(missing), needs, "sudo twtrace " + n.Command}
+			if n.Command == privilege.RunPairNoTrace.Command {
+				f.Fix += ", or without root, where user namespaces are allowed: unshare -r twtrace " + n.Command
+			}
 			if len(n.Should) > 0 {
 				f.Means += ", and " + privilege.Names(n.Should) + " or " + n.Loses
 			}
@@ -221,6 +240,9 @@ func may(n privilege.Need) func(*Machine) Finding {
 				f.Means += " (CAP_SYS_ADMIN includes " + c + ")"
 			}
 			return f
+		}
+		if n.Traces && !m.initialUser() {
+			return Finding{Missing, "has them in this user namespace alone", needs, outside}
 		}
 		if missing := m.Held.Missing(n.Should); len(missing) > 0 {
 			if address, found, err := m.symbol(twTimerHandler); err == nil && found && address != 0 {
@@ -328,8 +350,12 @@ func kernelSymbols(m *Machine) Finding {
 	if address == 0 {
 		kptr, _ := m.sysctl("kernel.kptr_restrict")
 		paranoid, _ := m.sysctl("kernel.perf_event_paranoid")
-		return Finding{Limited, names + ", their addresses hidden (no CAP_SYSLOG; kernel.kptr_restrict " + kptr +
+		f := Finding{Limited, names + ", their addresses hidden (no CAP_SYSLOG; kernel.kptr_restrict " + kptr +
 			", kernel.perf_event_paranoid " + paranoid + ")", means + ": TIME_WAIT is not observable", "sudo twtrace doctor"}
+		if !m.initialUser() {
+			f.Fix = outside
+		}
+		return f
 	}
 	if len(unknown) > 0 {
 		return Finding{Limited, names, means + "; not told from others here: " + strings.Join(unknown, ", "), "report this kernel"}
@@ -346,7 +372,7 @@ func rings(m *Machine) Finding {
 	found := size + "; RLIMIT_MEMLOCK " + limit
 	const means = "events wait there for twtrace; since 5.11 they count for the memory cgroup, before for RLIMIT_MEMLOCK"
 	err := m.Rings(m.CPUs, tracer.DefaultRingSize)
-	if errors.Is(err, os.ErrPermission) && len(m.Held.Missing(privilege.RunHost.Must)) > 0 {
+	if errors.Is(err, os.ErrPermission) && (len(m.Held.Missing(privilege.RunHost.Must)) > 0 || !m.initialUser()) {
 		f := refused(m, err, privilege.RunHost, means)
 		f.Found = found + ": " + f.Found
 		return f
@@ -378,7 +404,7 @@ func fentry(m *Machine) Finding {
 	f := attach(ebpf.AttachTraceFEntry, target,
 		"entries and exits of kernel functions can be seen as well",
 		"tracepoints are enough: what fentry would add is inferred")(m)
-	if f.Status != OK && len(m.Held.Missing(privilege.RunHost.Must)) == 0 {
+	if f.Status != OK && len(m.Held.Missing(privilege.RunHost.Must)) == 0 && m.initialUser() {
 		f.Fix = ""
 		if l := lockdown(m); strings.HasPrefix(l.Found, "unknown") {
 			f.Found += "; lockdown may be why: its state can't be read"

@@ -23,6 +23,9 @@ type Need struct {
 	// Should are those without which less is seen, and Loses says what.
 	Should []Capability
 	Loses  string
+	// Traces: it loads programs, for which the capabilities have to be those of the
+	// initial user namespace. The network is made with those of any.
+	Traces bool
 }
 
 // What CAP_SYSLOG is for: without it /proc/kallsyms hides addresses
@@ -39,7 +42,7 @@ var (
 	RunPair = Need{
 		Command: "run",
 		Must:    []Capability{cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE},
-		Should:  []Capability{cap.SYSLOG}, Loses: losesTimeWait,
+		Should:  []Capability{cap.SYSLOG}, Loses: losesTimeWait, Traces: true,
 	}
 	RunPairNoTrace = Need{
 		Command: "run --no-trace",
@@ -48,7 +51,7 @@ var (
 	RunHost = Need{
 		Command: "run --net host",
 		Must:    []Capability{cap.BPF, cap.PERFMON},
-		Should:  []Capability{cap.SYSLOG}, Loses: losesTimeWait,
+		Should:  []Capability{cap.SYSLOG}, Loses: losesTimeWait, Traces: true,
 	}
 	RunHostNoTrace = Need{Command: "run --no-trace --net host"}
 	Serve          = Need{Command: "serve"}
