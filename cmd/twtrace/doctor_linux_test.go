@@ -46,11 +46,15 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
 	for _, name := range []string{
-		"btf", "privilege for run", "trace", "kernel-symbols", "rings", "namespaces", "inet_sock_set_state", "timer_start", "ports",
+		"btf", "privilege for run", "kernel-symbols", "rings", "namespaces", "inet_sock_set_state", "timer_start", "ports",
 	} {
 		if f := checks[name]; f.Status != "ok" {
 			t.Errorf("%s: %+v", name, f)
 		}
+	}
+	// Before 6.10 some facts are less than exact.
+	if f := checks["trace"]; f.Status == "missing" || !strings.HasPrefix(f.Found, "all programs load and attach") {
+		t.Errorf("%+v", f)
 	}
 	if f := checks["inet_sock_set_state"]; f.Found != "3 arguments, attaches" { // the same in every kernel, KERNEL.md 2
 		t.Errorf("%+v", f)
