@@ -1,0 +1,178 @@
+package eventline
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twtrace/twtrace/internal/tcp"
+)
+
+// Schema names the form of a JSON line.
+const Schema = "twtrace.event/1"
+
+// JSON writes one object a line.
+type JSON struct {
+	w    *bufio.Writer
+	enc  *json.Encoder
+	opts Options
+	err  error
+}
+
+// NewJSON returns a JSON that writes to w.
+func NewJSON(w io.Writer, opts Options) *JSON {
+	j := &JSON{w: bufio.NewWriterSize(w, bufferSize), opts: opts}
+	j.enc = json.NewEncoder(j.w)
+	j.enc.SetEscapeHTML(false)
+	return j
+}
+
+// document is a line. A pointer is null where there is nothing to say; what has
+// omitempty is left out. The names are a promise.
+type document struct {
+	Schema   string     `json:"schema"`
+	Seq      uint64     `json:"seq"`
+	Time     string     `json:"time"`
+	MonoNS   int64      `json:"mono_ns"`
+	Kind     string     `json:"kind"`
+	Cookie   tcp.Cookie `json:"cookie"`
+	NetNS    tcp.NetNS  `json:"netns"`
+	PID      *uint32    `json:"pid"`
+	Comm     *string    `json:"comm"`
+	Local    endpoint   `json:"local"`
+	Peer     endpoint   `json:"peer"`
+	OldState *string    `json:"old_state"`
+	NewState *string    `json:"new_state"`
+	Cause    *string    `json:"cause"`
+	Reason   *string    `json:"reason"`
+	Errno    *string    `json:"errno"`
+	// InState has a resolution of a nanosecond.
+	InState *float64 `json:"ms_in_state"`
+
+	Substate  string            `json:"substate,omitempty"`
+	TimeLeft  *float64          `json:"time_left_ms,omitempty"`
+	Refusals  map[string]uint16 `json:"refusals,omitempty"`
+	Flags     []string          `json:"flags,omitempty"`
+	CgroupID  uint64            `json:"cgroup_id,omitempty"`
+	Cgroup    string            `json:"cgroup,omitempty"`
+	Container string            `json:"container,omitempty"`
+}
+
+type endpoint struct {
+	Addr *string `json:"addr"`
+	Port uint16  `json:"port"`
+}
+
+// nanoseconds is time.RFC3339Nano with all nine digits, so that lines sort.
+const nanoseconds = "2006-01-02T15:04:05.000000000Z07:00"
+
+// flagNames are the flags that say something about the connection or the event.
+var flagNames = [...]struct {
+	flag tcp.Flags
+	name string
+}{
+	{tcp.FlagRescued, "rescued"},
+	{tcp.FlagLate, "late"},
+	{tcp.FlagLinger0, "linger0"},
+	{tcp.FlagNoSegment, "no_segment"},
+	{tcp.FlagTWMade, "tw_made"},
+	{tcp.FlagActive, "active"},
+}
+
+// Header writes nothing: every line says its schema.
+func (j *JSON) Header() {}
+
+// Line adds a line.
+func (j *JSON) Line(l *Line) {
+	if j.err != nil {
+		return
+	}
+	ev, owner := l.Event, &l.Past.Owner
+	d := document{
+		Schema: Schema, Seq: ev.Seq, Time: l.Wall.UTC().Format(nanoseconds), MonoNS: ev.MonoNS,
+		Kind: ev.Kind.String(), Cookie: ev.Cookie, NetNS: ev.NetNS,
+		Local: end(ev.Tuple.Local), Peer: end(ev.Tuple.Peer),
+		Comm: word(owner.Comm.String()), OldState: state(ev.Old), NewState: state(ev.New),
+		Cause: word(ev.Cause.String()), Reason: word(j.opts.reason(ev)), Errno: word(ev.Errno.String()),
+		CgroupID: owner.Cgroup,
+	}
+	if owner.PID != 0 {
+		d.PID = &owner.PID
+	}
+	if ns := l.Past.InState; ns >= 0 {
+		d.InState = millis(time.Duration(ns))
+	}
+	if s := state(ev.Substate); s != nil {
+		d.Substate = *s
+	}
+	if left, ok := j.opts.timeLeft(ev); ok {
+		d.TimeLeft = millis(left)
+	}
+	if ev.Flags&tcp.FlagRefusals != 0 {
+		d.Refusals = make(map[string]uint16)
+		for _, r := range refusalsOf(ev) {
+			d.Refusals[strings.ReplaceAll(r.name, "-", "_")] = r.n
+		}
+	}
+	for _, f := range flagNames {
+		if ev.Flags&f.flag != 0 {
+			d.Flags = append(d.Flags, f.name)
+		}
+	}
+	if j.opts.Cgroup != nil && owner.Cgroup != 0 {
+		path, container := j.opts.Cgroup(owner.Cgroup)
+		d.Cgroup, d.Container = printable(path), printable(container)
+	}
+	j.err = j.enc.Encode(&d)
+}
+
+// Flush writes what is buffered and returns the first error of any write.
+func (j *JSON) Flush() error {
+	if j.err == nil {
+		j.err = j.w.Flush()
+	}
+	if j.err != nil {
+		return fmt.Errorf("write events: %w", j.err)
+	}
+	return nil
+}
+
+// printable is a name that somebody chose without what could upset a terminal.
+// JSON itself lets some of that pass (U+009B).
+func printable(s string) string {
+	quoted := strconv.Quote(s)
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+}
+
+// word is null where there is none.
+func word(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func state(s tcp.State) *string {
+	if s == tcp.StateNone {
+		return nil
+	}
+	return word(s.JSON())
+}
+
+func end(a netip.AddrPort) endpoint {
+	e := endpoint{Port: a.Port()}
+	if a.Addr().IsValid() {
+		e.Addr = word(a.Addr().String())
+	}
+	return e
+}
+
+func millis(d time.Duration) *float64 {
+	ms := float64(d) / float64(time.Millisecond)
+	return &ms
+}
