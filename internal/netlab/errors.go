@@ -21,6 +21,8 @@ var (
 	// ErrHostSetting: writing a sysctl key changes, or might change, the whole
 	// host.
 	ErrHostSetting = errors.New("writing it could change the whole host, which is never done")
+	// ErrNoNamespace: a path is not that of a network namespace.
+	ErrNoNamespace = errors.New("not a network namespace")
 	// ErrClosed: the lab has been closed.
 	ErrClosed = errors.New("the network lab is closed")
 )
