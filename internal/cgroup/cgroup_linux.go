@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Errors that a caller can decide on, with [errors.Is].
 var (
 	// ErrNoCgroup2: cgroup v2 is not mounted.
 	ErrNoCgroup2 = errors.New("cgroup v2 is not mounted")
@@ -71,7 +72,11 @@ var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\13
 // ID returns the number of the cgroup at a path: that of its directory, or below
 // the root of the hierarchy, as /proc/PID/cgroup has it. The error is ErrNotCgroup.
 func (t *Tree) ID(path string) (uint64, error) {
-	for _, p := range []string{path, filepath.Join(t.root, path)} {
+	places := []string{path}
+	if !strings.HasPrefix(path, ".") { // which is where the caller is
+		places = append(places, filepath.Join(t.root, path))
+	}
+	for _, p := range places {
 		var fs unix.Statfs_t
 		var st unix.Stat_t
 		if unix.Statfs(p, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC &&

@@ -68,7 +68,7 @@ func TestTree(t *testing.T) {
 	if id, err := tree.ID("/"); err != nil || tree.Path(id) != "/" {
 		t.Errorf("the root: %d, %v", id, err)
 	}
-	for _, path := range []string{"/no/such/cgroup", os.DevNull, filepath.Join(tree.root, "cgroup.procs"), os.TempDir()} {
+	for _, path := range []string{"/no/such/cgroup", ".", "../cgroup", os.DevNull, filepath.Join(tree.root, "cgroup.procs"), os.TempDir()} {
 		if id, err := tree.ID(path); !errors.Is(err, ErrNotCgroup) || !strings.Contains(err.Error(), path) {
 			t.Errorf("ID(%q) = %d, %v", path, id, err)
 		}

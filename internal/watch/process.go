@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Errors that a caller can decide on, with [errors.Is].
 var (
 	// ErrNoProcess: a process to be traced does not exist.
 	ErrNoProcess = errors.New("no such process")
