@@ -12,10 +12,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/twtrace/twtrace/internal/cgroup"
 	"github.com/twtrace/twtrace/internal/doctor"
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/run"
+	"github.com/twtrace/twtrace/internal/watch"
 	"github.com/twtrace/twtrace/tracer"
 )
 
@@ -72,7 +74,8 @@ func (a *app) main(ctx context.Context, args []string) int {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
-	if err != nil && !errors.Is(err, errIncomplete) {
+	var passedOn commandExit
+	if err != nil && !errors.Is(err, errIncomplete) && !errors.As(err, &passedOn) {
 		fmt.Fprintf(a.stderr, "twtrace: %s\n", oneLine(err))
 	}
 	return exitCode(err)
@@ -104,7 +107,7 @@ func (a *app) root() *cobra.Command {
 		}
 		return usagef("%w: see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(a.runCommand(), a.serveCommand(), a.doctorCommand(), a.versionCommand(), a.manCommand())
+	root.AddCommand(a.runCommand(), a.traceCommand(), a.serveCommand(), a.doctorCommand(), a.versionCommand(), a.manCommand())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
@@ -121,6 +124,7 @@ func (a *app) root() *cobra.Command {
 // wants say what the flags of a type take, in the words of people.
 var wants = map[string]string{
 	"int":      "a whole number",
+	"uint64":   "a whole number",
 	"duration": "a time with its unit, for instance 500ms or 2s",
 	"bool":     "true or false",
 }
@@ -128,13 +132,18 @@ var wants = map[string]string{
 // exitCode is the table of what an error means to the caller.
 func exitCode(err error) int {
 	var usage usageError
+	var passedOn commandExit
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &passedOn):
+		return int(passedOn)
+	case errors.Is(err, watch.ErrNoCommand):
+		return commandFailure(err)
 	case errors.Is(err, errIncomplete):
 		return exitIncomplete
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"),
-		errors.Is(err, netlab.ErrValue), errors.Is(err, netlab.ErrHostSetting):
+		errors.Is(err, netlab.ErrValue), errors.Is(err, netlab.ErrHostSetting), errors.Is(err, netlab.ErrNoNamespace):
 		return exitUsage
 	case hint(err) != "":
 		return exitMachine
@@ -153,6 +162,7 @@ var hints = []struct {
 	{tracer.ErrNoBTF, "tracing needs a kernel with CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux): boot one, or run with `--no-trace`"},
 	{tracer.ErrTooOld, "tracing needs Linux 5.14 or later: boot one, or run with `--no-trace`"},
 	{doctor.ErrCantTrace, "each check says how to fix it; `sudo twtrace doctor` tries what only root may"},
+	{cgroup.ErrNoCgroup2, "mount it with `mount -t cgroup2 none DIRECTORY`, or leave --cgroup out"},
 	{netlab.ErrNoSetting, "see what there is with `sysctl -a`, or leave it out"},
 	{netlab.ErrNoVeth, "load it with `modprobe veth`, or run with `--net loopback`"},
 }
