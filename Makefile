@@ -43,8 +43,8 @@ check-generated: generate ## what is committed is what the compiler makes
 
 cross: ## arm64, and a post-mortem's packages on other systems
 	GOOS=linux GOARCH=arm64 $(GO) build ./...
-	GOOS=darwin $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report
-	GOOS=windows $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report
+	GOOS=darwin $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report ./internal/eventline
+	GOOS=windows $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report ./internal/eventline
 
 FUZZTIME ?= 20s
 fuzz: ## each fuzz target for FUZZTIME
