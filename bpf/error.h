@@ -3,7 +3,8 @@
 #ifndef TWTRACE_ERROR_H
 #define TWTRACE_ERROR_H
 
-/* inet_sk_error_report() also wakes those who wait without an error, as after a failed connect(). */
+/* inet_sk_error_report() also wakes those who wait without an error, as after a failed connect().
+ */
 static __always_inline int handle_error(struct sock *sk, bool twin)
 {
 	int err = sk->sk_err;

@@ -80,16 +80,16 @@ struct event {
 	__u64 cgroup;	/* of the socket, with FLAG_OWNER */
 	__u8 local[16]; /* network byte order; IPv4 in the first 4 bytes */
 	__u8 peer[16];
-	__u8 comm[16];		   /* with FLAG_OWNER */
+	__u8 comm[16];		  /* with FLAG_OWNER */
 	__u16 refusals[REFUSALS]; /* with FLAG_REFUSALS */
-	__u32 reason;		   /* of an RST: enum sk_rst_reason of this kernel */
-	__u32 ticks;		   /* of TW_ENTER and SNAPSHOT: jiffies until the timer expires */
-	__u32 pid;		   /* thread group, with FLAG_OWNER */
-	__u32 call;		   /* the same in main program and twin: tells copies of an event */
-	__u16 local_port;	   /* host byte order */
+	__u32 reason;		  /* of an RST: enum sk_rst_reason of this kernel */
+	__u32 ticks;		  /* of TW_ENTER and SNAPSHOT: jiffies until the timer expires */
+	__u32 pid;		  /* thread group, with FLAG_OWNER */
+	__u32 call;		  /* the same in main program and twin: tells copies of an event */
+	__u16 local_port;	  /* host byte order */
 	__u16 peer_port;
-	__u16 err;  /* sk_err; of a retransmit: why it could not be sent */
-	__u8 kind;  /* enum event_kind */
+	__u16 err; /* sk_err; of a retransmit: why it could not be sent */
+	__u8 kind; /* enum event_kind */
 	__u8 old_state;
 	__u8 new_state;
 	__u8 substate; /* of a TIME_WAIT minisock: TCP_FIN_WAIT2 or TCP_TIME_WAIT */

@@ -201,6 +201,7 @@ struct request_sock {
 };
 
 struct request_sock_queue {
+	__u8 rskq_defer_accept;
 	atomic_t qlen;
 };
 

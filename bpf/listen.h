@@ -26,14 +26,14 @@
 
 static __always_inline struct listeners *listeners_of(__u64 netns, __u16 port)
 {
-	struct port_key key = { .netns = netns, .port = port };
+	struct port_key key = {.netns = netns, .port = port};
 
 	return bpf_map_lookup_elem(&listening, &key);
 }
 
 static __always_inline void listener_begins(struct sock *sk, const struct facts *f)
 {
-	struct port_key key = { .netns = f->netns, .port = f->local_port };
+	struct port_key key = {.netns = f->netns, .port = f->local_port};
 	struct listeners *l = bpf_map_lookup_elem(&listening, &key);
 	struct account *acc;
 
@@ -83,6 +83,21 @@ static __always_inline __u8 drop_cause(struct sock *sk, __u64 address, bool syn)
 	return CAUSE_OTHER;
 }
 
+/*
+ * How many handshakes sk_drops means that it lost by their last ACK: for one that met
+ * a full queue both tcp_listendrop() and tcp_v4_rcv() count, or only the first if
+ * it came with a SYN cookie; for one that was held back for its data
+ * (TCP_DEFER_ACCEPT) only the second does, and nothing is lost.
+ */
+static __always_inline __u32 lost_acks(__u64 address, __u32 counted, __u8 cause)
+{
+	struct inet_connection_sock *icsk = (void *)address;
+
+	if (counted == 1 && cause == CAUSE_ACCEPT_QUEUE)
+		return BPF_CORE_READ(icsk, icsk_accept_queue.rskq_defer_accept) == 0;
+	return counted / 2;
+}
+
 /* What is left when a listener closes; the segments are not known any more. */
 static __always_inline void listener_ends(struct sock *sk, struct facts *f, bool asked_for,
 					  __u8 *nth)
@@ -120,6 +135,7 @@ static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool c
 {
 	__u16 offset = skb->transport_header;
 	struct port_key key = {};
+	struct segment seg = {};
 	struct listeners *l;
 	__u8 th[14], ip[10];
 	__u8 flags;
@@ -156,22 +172,24 @@ static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool c
 		drops = BPF_CORE_READ(sk, sk_drops.counter);
 		if (drops == seen || __sync_val_compare_and_swap(&w->seen, seen, drops) != seen)
 			continue;
-		/* Of the last ACK both tcp_listendrop() and tcp_v4_rcv() count the loss. */
 		n = drops - seen;
-		if (!consumed)
-			n = (n + 1) / 2;
 		cause = drop_cause(sk, address, consumed);
+		if (!consumed)
+			n = lost_acks(address, n, cause);
 		for (__u32 j = 0; j < MAX_AT_ONCE && j < n; j++) {
 			struct event *e;
 
 			if (!is_selected(w->cookie))
+				break;
+			read_segment(&seg, skb);
+			if (!passes(seg.family, seg.local_port, seg.peer_port))
 				break;
 			e = event_begin(KIND_LISTEN_DROP, false);
 			if (!e)
 				break;
 			e->cookie = w->cookie;
 			e->netns = key.netns;
-			put_segment(e, skb);
+			put_segment(e, &seg);
 			e->cause = cause;
 			e->old_state = e->new_state = TCP_LISTEN;
 			/* Where the peer is: it waits, or it takes itself for connected. */

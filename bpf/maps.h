@@ -16,7 +16,7 @@
 const volatile __u64 tw_timer_handler_addr; /* 0: TIME_WAIT can't be seen */
 const volatile __u32 netns_count;	    /* 0: every namespace */
 const volatile __u64 netns_filter[MAX_NETNS];
-const volatile __u32 kinds;		    /* a bit for each kind that is wanted */
+const volatile __u32 kinds; /* a bit for each kind that is wanted */
 const volatile __u32 lport_count, rport_count;
 const volatile __u16 lport_filter[MAX_PORTS], rport_filter[MAX_PORTS];
 const volatile __u8 family_filter; /* AF_INET, AF_INET6; 0: both */
@@ -84,9 +84,14 @@ struct {
 /*
  * Where a trace is limited to processes: the connections that are theirs, by
  * cookie, TIME_WAIT included. Inserted by what shows the owner (connect, listen,
- * accept, snapshot), deleted by the end of the socket or of its TIME_WAIT. Full:
- * counted in account.untracked.
+ * accept, snapshot), deleted when the socket is freed or, if there was one, with its
+ * TIME_WAIT. Full: counted in account.untracked.
  */
+enum selection {
+	SELECTED_SOCKET = 1,
+	SELECTED_TIME_WAIT = 2,
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 17);

@@ -82,13 +82,32 @@ static __always_inline bool is_wanted_owner(const struct owner *o, struct sock *
 
 static __always_inline void select_connection(__u64 cookie)
 {
-	__u8 one = 1;
+	__u8 as = SELECTED_SOCKET;
 
-	if (bpf_map_update_elem(&selected, &cookie, &one, 0))
+	if (bpf_map_update_elem(&selected, &cookie, &as, 0))
 		count_untracked();
 }
 
-static __always_inline void forget_connection(__u64 cookie)
+/* RST and error can come after the socket is closed: it is forgotten when it is freed. */
+static __always_inline int handle_destroy(struct sock *sk)
+{
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
+	__u8 *as = bpf_map_lookup_elem(&selected, &cookie);
+
+	if (as && *as == SELECTED_SOCKET)
+		bpf_map_delete_elem(&selected, &cookie);
+	return 0;
+}
+
+static __always_inline void selected_time_wait(__u64 cookie)
+{
+	__u8 *as = by_owner() ? bpf_map_lookup_elem(&selected, &cookie) : NULL;
+
+	if (as)
+		*as = SELECTED_TIME_WAIT;
+}
+
+static __always_inline void forget_time_wait(__u64 cookie)
 {
 	if (by_owner())
 		bpf_map_delete_elem(&selected, &cookie);

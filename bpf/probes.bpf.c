@@ -147,6 +147,13 @@ int BPF_PROG(error_report_twin, struct sock *sk)
 	return handle_error(sk, true);
 }
 
+/* Attached only where a trace is limited to processes. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(destroyed, struct sock *sk)
+{
+	return handle_destroy(sk);
+}
+
 /* Attached only as long as there is a listener to watch. */
 SEC("tp_btf/consume_skb")
 int BPF_PROG(skb_consumed, struct sk_buff *skb)

@@ -174,6 +174,7 @@ const (
 	ProbesMapScratches            = "scratches"
 	ProbesMapSelected             = "selected"
 	ProbesProgBindExit            = "bind_exit"
+	ProbesProgDestroyed           = "destroyed"
 	ProbesProgErrorReport         = "error_report"
 	ProbesProgErrorReportTwin     = "error_report_twin"
 	ProbesProgExisting            = "existing"
@@ -270,6 +271,7 @@ type ProbesSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbesProgramSpecs struct {
 	BindExit            *ebpf.ProgramSpec `ebpf:"bind_exit"`
+	Destroyed           *ebpf.ProgramSpec `ebpf:"destroyed"`
 	ErrorReport         *ebpf.ProgramSpec `ebpf:"error_report"`
 	ErrorReportTwin     *ebpf.ProgramSpec `ebpf:"error_report_twin"`
 	Existing            *ebpf.ProgramSpec `ebpf:"existing"`
@@ -420,6 +422,7 @@ type ProbesVariables struct {
 // It can be passed to LoadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbesPrograms struct {
 	BindExit            *ebpf.Program `ebpf:"bind_exit"`
+	Destroyed           *ebpf.Program `ebpf:"destroyed"`
 	ErrorReport         *ebpf.Program `ebpf:"error_report"`
 	ErrorReportTwin     *ebpf.Program `ebpf:"error_report_twin"`
 	Existing            *ebpf.Program `ebpf:"existing"`
@@ -450,6 +453,7 @@ type ProbesPrograms struct {
 func (p *ProbesPrograms) Close() error {
 	return _ProbesClose(
 		p.BindExit,
+		p.Destroyed,
 		p.ErrorReport,
 		p.ErrorReportTwin,
 		p.Existing,

@@ -7,26 +7,38 @@
  * Addresses and ports of the segment that is answered, turned round: what is
  * its destination is our own end.
  */
-static __always_inline void put_segment(struct event *e, const struct sk_buff *skb)
+struct segment {
+	unsigned char *ip;
+	__u16 local_port;
+	__u16 peer_port;
+	__u8 family;
+};
+
+static __always_inline void read_segment(struct segment *s, const struct sk_buff *skb)
 {
 	unsigned char *head = BPF_CORE_READ(skb, head);
-	unsigned char *ip = head + BPF_CORE_READ(skb, network_header);
-	unsigned char *th = head + BPF_CORE_READ(skb, transport_header);
-	__u8 version = 0;
 	__be16 ports[2] = {};
+	__u8 version = 0;
 
-	bpf_probe_read_kernel(&version, 1, ip);
-	bpf_probe_read_kernel(ports, sizeof(ports), th);
-	e->peer_port = bpf_ntohs(ports[0]);
-	e->local_port = bpf_ntohs(ports[1]);
-	if (version >> 4 == 6) {
-		e->family = AF_INET6;
-		bpf_probe_read_kernel(e->peer, 16, ip + 8);
-		bpf_probe_read_kernel(e->local, 16, ip + 24);
+	s->ip = head + BPF_CORE_READ(skb, network_header);
+	bpf_probe_read_kernel(&version, 1, s->ip);
+	bpf_probe_read_kernel(ports, sizeof(ports), head + BPF_CORE_READ(skb, transport_header));
+	s->family = version >> 4 == 6 ? AF_INET6 : AF_INET;
+	s->peer_port = bpf_ntohs(ports[0]);
+	s->local_port = bpf_ntohs(ports[1]);
+}
+
+static __always_inline void put_segment(struct event *e, const struct segment *s)
+{
+	e->family = s->family;
+	e->local_port = s->local_port;
+	e->peer_port = s->peer_port;
+	if (s->family == AF_INET6) {
+		bpf_probe_read_kernel(e->peer, 16, s->ip + 8);
+		bpf_probe_read_kernel(e->local, 16, s->ip + 24);
 	} else {
-		e->family = AF_INET;
-		bpf_probe_read_kernel(e->peer, 4, ip + 12);
-		bpf_probe_read_kernel(e->local, 4, ip + 16);
+		bpf_probe_read_kernel(e->peer, 4, s->ip + 12);
+		bpf_probe_read_kernel(e->local, 4, s->ip + 16);
 	}
 }
 
@@ -52,7 +64,8 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 					     __u32 reason, bool twin)
 {
 	__u64 netns = 0, cookie = 0, key;
-	struct tcp_sock *tp = NULL;
+	struct segment seg = {};
+	struct tcp_sock *tp;
 	struct event *e = NULL;
 	struct recent *r;
 	__u8 state = 0;
@@ -78,7 +91,19 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 		if (r)
 			r->rst_sent = cookie;
 	}
-	if (wants(KIND_RST_SENT) && is_selected(cookie))
+	if (skb) {
+		read_segment(&seg, skb);
+	} else if (sk) {
+		seg.family = sk->__sk_common.skc_family;
+		seg.local_port = sk->__sk_common.skc_num;
+		seg.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
+		/* skc_num is 0 already when the port was given back. */
+		tp = bpf_skc_to_tcp_sock((void *)sk);
+		if (tp)
+			seg.local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	}
+	if (wants(KIND_RST_SENT) && passes(seg.family, seg.local_port, seg.peer_port) &&
+	    is_selected(cookie))
 		e = event_begin(KIND_RST_SENT, twin);
 	else
 		not_asked_for(KIND_RST_SENT, twin);
@@ -92,18 +117,13 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 	e->new_state = state;
 	e->flags = twin ? FLAG_RESCUED : 0;
 	if (skb) {
-		put_segment(e, skb);
+		put_segment(e, &seg);
 	} else {
 		e->flags |= FLAG_ACTIVE;
-		if (sk) {
+		e->local_port = seg.local_port;
+		e->peer_port = seg.peer_port;
+		if (sk)
 			put_addresses(e, &sk->__sk_common);
-			e->local_port = sk->__sk_common.skc_num;
-			e->peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
-			/* skc_num is 0 already when the port was given back. */
-			tp = bpf_skc_to_tcp_sock((void *)sk);
-			if (tp)
-				e->local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-		}
 	}
 	event_end(e);
 	return 0;

@@ -16,8 +16,7 @@ static __always_inline int handle_open_file(struct task_struct *task, struct fil
 	if (!socket)
 		return 0;
 	sk = socket->sk;
-	if (!sk || !in_scope(sk->__sk_common.skc_net.net->net_cookie) ||
-	    !bpf_skc_to_tcp_sock(sk))
+	if (!sk || !in_scope(sk->__sk_common.skc_net.net->net_cookie) || !bpf_skc_to_tcp_sock(sk))
 		return 0;
 	o = bpf_sk_storage_get(&owners, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!o) {

@@ -78,7 +78,7 @@ static __always_inline int plain_event(struct sock *sk, __u8 kind, int err, bool
 {
 	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
 	__u64 key = kind_key(sk->__sk_common.skc_cookie.counter, kind);
-	struct facts f = { .netns = netns };
+	struct facts f = {.netns = netns};
 	struct tcp_sock *tp;
 	__u8 nth = 0;
 
@@ -96,6 +96,8 @@ static __always_inline int plain_event(struct sock *sk, __u8 kind, int err, bool
 		f.flags = twin ? FLAG_RESCUED : 0;
 		if (passes(sk->__sk_common.skc_family, f.local_port, f.peer_port) &&
 		    is_selected(f.cookie)) {
+			if (failures_only)
+				f.owner = bpf_sk_storage_get(&owners, sk, NULL, 0);
 			socket_event(sk, kind, CAUSE_NONE, &nth, &f);
 			return 0;
 		}

@@ -84,7 +84,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 {
 	struct net *net = sk->__sk_common.skc_net.net;
 	__u64 netns = net->net_cookie;
-	struct facts f = { .netns = netns, .old_state = old, .new_state = new };
+	struct facts f = {.netns = netns, .old_state = old, .new_state = new};
 	struct tcp_sock *tp = NULL;
 	bool overflow = false, failed = false, asked_for;
 	struct owner own, *stored;
@@ -120,15 +120,16 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	f.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	f.owner = owner_at(&own, sk, old, new);
 
-	if (new == TCP_LISTEN) {
+	/* What fails later is all that is recorded, and has to know whose it is. */
+	if (new == TCP_LISTEN || (failures_only && new == TCP_SYN_SENT)) {
 		stored = bpf_sk_storage_get(&owners, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (stored)
 			__builtin_memcpy(stored, &own, sizeof(own));
 		else
 			count_untracked();
-		if (wants(KIND_LISTEN_DROP))
-			listener_begins(sk, &f);
 	}
+	if (new == TCP_LISTEN && wants(KIND_LISTEN_DROP))
+		listener_begins(sk, &f);
 	asked_for = passes(sk->__sk_common.skc_family, f.local_port, f.peer_port);
 	if (by_owner() && asked_for) {
 		if (f.owner)
@@ -154,12 +155,12 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 			else if (r && r->rst_sent != f.cookie && !f.err)
 				overflow = tw_overflowed(net) && by_time_wait(ctx, sk, tp, old);
 		}
-		if (!(f.flags & FLAG_TW_MADE))
-			forget_connection(f.cookie);
 	}
 
 	if (asked_for) {
-		if (wants(KIND_STATE) && (!failures_only || (new == TCP_CLOSE && f.err)))
+		if (failures_only && new == TCP_CLOSE)
+			f.owner = bpf_sk_storage_get(&owners, sk, NULL, 0);
+		if (wants(KIND_STATE) && (!failures_only || (new == TCP_CLOSE &&f.err)))
 			socket_event(sk, KIND_STATE, CAUSE_NONE, &nth, &f);
 		if (overflow && wants(KIND_TW_OVERFLOW))
 			socket_event(sk, KIND_TW_OVERFLOW, CAUSE_NONE, &nth, &f);

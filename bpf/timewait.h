@@ -84,6 +84,7 @@ static __always_inline int handle_timer_start(struct timer_list *t)
 	r = recent_of(cookie);
 	if (r)
 		r->tw_made = cookie;
+	selected_time_wait(cookie);
 	tw_event(tw, netns, cookie, KIND_TW_ENTER, CAUSE_NONE, t->expires - bpf_jiffies64());
 	return 0;
 }
@@ -160,7 +161,7 @@ static __always_inline int handle_timer_cancel(void *ctx, struct timer_list *t)
 			cause = CAUSE_KILLED_BY_RST;
 	}
 	tw_event(tw, netns, cookie, KIND_TW_END, cause, 0);
-	forget_connection(cookie);
+	forget_time_wait(cookie);
 	return 0;
 }
 
@@ -176,7 +177,7 @@ static __always_inline int handle_timer_expire(struct timer_list *t)
 		return 0;
 	cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
 	tw_event(tw, netns, cookie, KIND_TW_END, CAUSE_EXPIRED, 0);
-	forget_connection(cookie);
+	forget_time_wait(cookie);
 	return 0;
 }
 

@@ -141,12 +141,24 @@ func rstReasons(kernel *btf.Spec) map[uint32]string {
 // reachable by errors.As.
 func loadError(err error) error {
 	switch {
-	case errors.Is(err, os.ErrPermission):
+	case errors.Is(err, os.ErrPermission), !mayLoad():
 		return fmt.Errorf("%w: %w", ErrNotPermitted, err)
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: %w", ErrTooOld, err)
 	}
 	return fmt.Errorf("load BPF programs: %w", err)
+}
+
+// mayLoad reports whether this thread has what the kernel asks for before anything
+// else: what is refused without it can look like a feature that the kernel lacks.
+func mayLoad() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // version 3 fills two
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return true
+	}
+	has := func(bit int) bool { return data[bit/32].Effective&(1<<(bit%32)) != 0 }
+	return has(unix.CAP_BPF) || has(unix.CAP_SYS_ADMIN)
 }
 
 // factKinds says for which kinds a fact matters: a trace that does not ask for them

@@ -67,6 +67,9 @@ type Options struct {
 	RingSize int
 }
 
+// byOwner: the trace is limited to the connections of some processes.
+func (o *Options) byOwner() bool { return len(o.PIDs) > 0 || len(o.Comms) > 0 || len(o.Cgroups) > 0 }
+
 // Validate reports every problem at once.
 func (o *Options) Validate() error {
 	var errs []error

@@ -35,6 +35,7 @@ type attachment uint8
 const (
 	always       attachment = iota // from Start to Stop, on a BTF tracepoint
 	timeWait                       // the same, where the address of tw_timer_handler is known
+	withOwner                      // the same, where the options name processes
 	withListener                   // the same, but only as long as a socket listens
 	syscall                        // from Start to Stop, on a tracepoint of a system call (tracefs)
 	iterator                       // run by Snapshot
@@ -44,6 +45,7 @@ var (
 	timeWaitKinds = []Kind{tcp.KindTWEnter, tcp.KindTWEnd, tcp.KindTWConvert, tcp.KindTWOverflow, tcp.KindState}
 	resetKinds    = []Kind{tcp.KindRstSent, tcp.KindTWEnd, tcp.KindTWOverflow}
 	dropKinds     = []Kind{tcp.KindListenDrop}
+	snapshotKinds = []Kind{tcp.KindSnapshot, tcp.KindListenDrop}
 )
 
 var probes = []probe{
@@ -101,6 +103,7 @@ var probes = []probe{
 		program: bpf.ProbesProgErrorReport, twin: bpf.ProbesProgErrorReportTwin, kind: tcp.KindError,
 		facts: []tcp.Fact{tcp.FactError}, forKinds: []Kind{tcp.KindError},
 	},
+	{tracepoint: "tcp_destroy_sock", arity: 1, program: bpf.ProbesProgDestroyed, how: withOwner},
 	{
 		// Since 6.12 with the socket; before, a conversion shows at the minisock's end.
 		tracepoint: "kfree_skb", arity: 4, program: bpf.ProbesProgTwSegment, kind: tcp.KindTWConvert,
@@ -120,17 +123,18 @@ var probes = []probe{
 	},
 	{
 		tracepoint: "task_file", program: bpf.ProbesProgOpenFiles, kind: tcp.KindSnapshot,
-		how: iterator, forKinds: []Kind{tcp.KindSnapshot},
+		how: iterator, forKinds: snapshotKinds,
 	},
 	{
 		tracepoint: "tcp", program: bpf.ProbesProgExisting, kind: tcp.KindSnapshot,
-		facts: []tcp.Fact{tcp.FactSnapshot}, how: iterator, forKinds: []Kind{tcp.KindSnapshot},
+		facts: []tcp.Fact{tcp.FactSnapshot}, how: iterator, forKinds: snapshotKinds,
 	},
 }
 
 // choose takes the rows that this kernel has and the kinds ask for. A tracepoint that
 // it lacks, or whose arguments are too few, is left out: Coverage then says so.
-func choose(kernel *btf.Spec, kinds []Kind, symbolsKnown bool) []probe {
+func choose(kernel *btf.Spec, opts *Options, symbolsKnown bool) []probe {
+	kinds := opts.kinds()
 	type place struct {
 		tracepoint string
 		kind       Kind
@@ -139,7 +143,8 @@ func choose(kernel *btf.Spec, kinds []Kind, symbolsKnown bool) []probe {
 	taken := make(map[place]bool)
 	for _, p := range probes {
 		at := place{p.tracepoint, p.kind}
-		if taken[at] || !p.isFor(kinds) || !p.exists(kernel) || p.how == timeWait && !symbolsKnown {
+		if taken[at] || !p.isFor(kinds) || !p.exists(kernel) || p.how == timeWait && !symbolsKnown ||
+			p.how == withOwner && !opts.byOwner() {
 			continue
 		}
 		taken[at] = true

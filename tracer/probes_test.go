@@ -124,7 +124,7 @@ func TestChoose(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string
-			chosen := choose(kernelWith(t, tt.kernel), connectionKinds, true)
+			chosen := choose(kernelWith(t, tt.kernel), &Options{Kinds: connectionKinds}, true)
 			for _, p := range chosen {
 				got = append(got, p.program)
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +52,11 @@ var scenarios = []scenario{
 			s.wantStates(c.serverCookie, passiveClose...)
 			s.wantCookie(s.one("TIME_WAIT", s.ofKind(tcp.KindTWEnter)), c.clientCookie)
 			s.wantEvents(11)
+			// The client's by connect(), the server's by the listener that was there
+			// before the trace.
+			s.wantOwner(s.one("connect()", s.filter(is(tcp.SynSent, tcp.Close))))
+			s.wantOwner(s.one("the server's end", s.filter(is(tcp.Established, tcp.SynRecv))))
+			s.wantOwner(s.one("snapshot of the listener", s.ofKind(tcp.KindSnapshot)))
 		},
 	},
 	{
@@ -114,6 +120,99 @@ var scenarios = []scenario{
 			if again.Old != tcp.SynSent {
 				s.Errorf("it was sent in %v", again.Old)
 			}
+			s.wantDrop(tcp.CauseAcceptQueue, tcp.SynSent)
+		},
+	},
+	{
+		// The ACKs of two handshakes are held back until data comes with them
+		// (TCP_DEFER_ACCEPT); the accept queue has room for one. The second client
+		// takes itself for connected.
+		name: "last ACK dropped", v6: true,
+		do: func(s *scene) {
+			s.must("TCP_DEFER_ACCEPT", unix.SetsockoptInt(s.listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 10))
+			s.must("shorten the backlog", unix.Listen(s.listener, 0))
+			var clients []int
+			for range 2 {
+				fd, err := s.tryDial(0)
+				s.must("connect", err)
+				clients = append(clients, fd)
+			}
+			for _, fd := range clients {
+				s.write(fd)
+			}
+			server := s.lab.Server()
+			s.await("the drop of an ACK", func() bool {
+				return s.counters(server).Sub(s.before[server])["TcpExt.ListenOverflows"] > 0
+			})
+			for len(clients) > 0 {
+				c := s.accept(clients...)
+				clients = slices.DeleteFunc(clients, func(fd int) bool { return fd == c.client })
+				if n, err := s.read(c.server); n != 1 {
+					s.Fatalf("read %d bytes, %v", n, err)
+				}
+				s.closeFirst(c.client, c.server)
+			}
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 2},
+		want:     func(s *scene) { s.wantDrop(tcp.CauseAcceptQueue, tcp.Established) },
+	},
+	{
+		// Two connections wait in SYN_RECV for data, which is more than the SYN queue
+		// holds; there are no cookies.
+		name: "SYN queue full", v6: true, sysctls: "tcp_syncookies=0",
+		do: func(s *scene) {
+			s.must("TCP_DEFER_ACCEPT", unix.SetsockoptInt(s.listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 10))
+			s.must("shorten the backlog", unix.Listen(s.listener, 1))
+			var clients []int
+			for range 2 {
+				fd, err := s.tryDial(0)
+				s.must("connect", err)
+				clients = append(clients, fd)
+			}
+			third := s.socket(s.lab.Client())
+			connected := make(chan error)
+			go func() { connected <- connect(third, s.sockaddr(s.server)) }()
+			server := s.lab.Server()
+			s.await("the drop of a SYN", func() bool {
+				return s.counters(server).Sub(s.before[server])["TcpExt.ListenDrops"] > 0
+			})
+			for _, fd := range clients {
+				s.write(fd)
+				c := s.accept(fd)
+				if n, err := s.read(c.server); n != 1 {
+					s.Fatalf("read %d bytes, %v", n, err)
+				}
+				s.closeFirst(c.client, c.server)
+			}
+			s.must("connect", <-connected)
+			s.write(third)
+			c := s.accept(third)
+			if n, err := s.read(c.server); n != 1 {
+				s.Fatalf("read %d bytes, %v", n, err)
+			}
+			s.closeFirst(c.client, c.server)
+		},
+		counters: map[string]uint64{"server.TcpExt.ListenOverflows": 0, "client.TcpExt.TW": 3},
+		want:     func(s *scene) { s.wantDrop(tcp.CauseSynQueue, tcp.SynSent) },
+	},
+	{
+		name: "bind conflict", v6: true,
+		do: func(s *scene) {
+			fd := s.socket(s.lab.Server())
+			if err := unix.Bind(fd, s.sockaddr(s.server)); !errors.Is(err, unix.EADDRINUSE) {
+				s.Fatalf("bind: %v, want EADDRINUSE", err)
+			}
+			s.close(fd)
+		},
+		want: func(s *scene) {
+			if s.trace.Coverage()[tcp.FactBindFail] != tcp.Exact {
+				s.Skip("no tracefs here")
+			}
+			ev := s.one("bind()", s.ofKind(tcp.KindBindFailed))
+			if ev.Errno != tcp.Errno(unix.EADDRINUSE) || ev.Tuple.Local != s.server {
+				s.Errorf("%+v, want EADDRINUSE of %v", ev, s.server)
+			}
+			s.wantOwner(ev)
 		},
 	},
 	{
@@ -231,6 +330,15 @@ var scenarios = []scenario{
 				s.Errorf("minisock in %v, want FIN_WAIT2", ev.Substate)
 			}
 			s.wantNone(tcp.KindTWEnd)
+			if s.trace.Coverage()[tcp.FactTWConvert] != tcp.Exact {
+				s.wantNone(tcp.KindTWConvert) // it would show at the minisock's end
+				return
+			}
+			ev := s.one("conversion", s.ofKind(tcp.KindTWConvert))
+			s.wantCookie(ev, s.conns[0].clientCookie)
+			if ev.Substate != tcp.TimeWait || ev.Flags != 0 {
+				s.Errorf("%+v, want substate TIME_WAIT and the time of the FIN", ev)
+			}
 		},
 	},
 	{
@@ -327,6 +435,7 @@ var scenarios = []scenario{
 			if end.Flags != tcp.FlagNoSegment || end.Tuple.Local.Port() != 0 || end.Tuple.Peer != s.server || end.Errno != 0 {
 				s.Errorf("%+v, want FlagNoSegment and no port", end)
 			}
+			s.wantFailedConnect(tcp.CausePortSearch)
 		},
 	},
 	{
@@ -347,6 +456,7 @@ var scenarios = []scenario{
 			if end.Flags != tcp.FlagNoSegment || end.Tuple != s.conns[0].tuple {
 				s.Errorf("%+v, want FlagNoSegment and %v", end, s.conns[0].tuple)
 			}
+			s.wantFailedConnect(tcp.CauseFourTupleBusy)
 		},
 	},
 	{
@@ -651,12 +761,50 @@ func (s *scene) wantCookie(ev Event, want tcp.Cookie) {
 	}
 }
 
-// wantEvents leaves out the conversions: there is one if the peer's FIN came after the
-// ACK, and its socket was closed already.
+// wantEvents leaves out the conversions (there is one if the peer's FIN came after the
+// ACK, and its socket was closed already) and the snapshot of the listener.
 func (s *scene) wantEvents(n int) {
 	s.Helper()
-	if got := len(s.events) - len(s.ofKind(tcp.KindTWConvert)); got != n {
+	if got := len(s.events) - len(s.ofKind(tcp.KindTWConvert)) - len(s.ofKind(tcp.KindSnapshot)); got != n {
 		s.Errorf("%d events, want %d", got, n)
+	}
+}
+
+// wantFailedConnect checks the event of the only connect() that failed.
+func (s *scene) wantFailedConnect(cause tcp.Cause) {
+	s.Helper()
+	ev := s.one("connect()", s.ofKind(tcp.KindConnectFailed))
+	s.wantCookie(ev, s.noPort[0])
+	if ev.Cause != cause || ev.Errno != tcp.Errno(unix.EADDRNOTAVAIL) {
+		s.Errorf("connect() failed by %q with %v, want %q and EADDRNOTAVAIL", ev.Cause, ev.Errno, cause)
+	}
+}
+
+// wantDrop checks the drops of the listener: there is one at least, as many as the
+// kernel counted are checked for every scene.
+func (s *scene) wantDrop(cause tcp.Cause, peer tcp.State) {
+	s.Helper()
+	if s.trace.Coverage()[tcp.FactListenDrop] != tcp.Exact {
+		return
+	}
+	drops := s.ofKind(tcp.KindListenDrop)
+	if len(drops) == 0 {
+		s.Error("no drop")
+	}
+	for _, ev := range drops {
+		if ev.Cause != cause || ev.Substate != peer || ev.Tuple.Local != s.server || ev.Cookie == 0 {
+			s.Errorf("%+v, want a drop by %q of what a peer in %v sent to %v", ev, cause, peer, s.server)
+		}
+	}
+}
+
+// wantOwner checks that an event is of this process.
+func (s *scene) wantOwner(ev Event) {
+	s.Helper()
+	comm, err := os.ReadFile("/proc/self/comm")
+	s.must("read the own name", err)
+	if ev.Flags&tcp.FlagOwner == 0 || ev.Owner.PID != uint32(os.Getpid()) || ev.Owner.Comm.String() != strings.TrimSpace(string(comm)) {
+		s.Errorf("%v %v>%v is of %+v (flags %b), want process %d, %s", ev.Kind, ev.Old, ev.New, ev.Owner, ev.Flags, os.Getpid(), comm)
 	}
 }
 

@@ -117,6 +117,9 @@ func newScene(t *testing.T, o setup) *scene {
 	if err := s.trace.Start(); err != nil {
 		t.Fatal(err)
 	}
+	for _, ns := range s.traced {
+		s.must("take the snapshot", ns.Do(s.trace.Snapshot))
+	}
 	return s
 }
 
@@ -246,13 +249,23 @@ func (s *scene) dial(port uint16) conn {
 	return s.accept(fd)
 }
 
-func (s *scene) accept(client int) conn {
+// accept takes the next connection from the queue, which is that of one of clients.
+func (s *scene) accept(clients ...int) conn {
 	s.Helper()
-	local, err := unix.Getsockname(client)
-	s.must("getsockname", err)
 	server, err := accept(s.listener)
 	s.must("accept", err)
 	s.open[server] = true
+	peer, err := unix.Getpeername(server)
+	s.must("getpeername", err)
+	i := slices.IndexFunc(clients, func(fd int) bool {
+		local, err := unix.Getsockname(fd)
+		s.must("getsockname", err)
+		return addrPortOf(local) == addrPortOf(peer)
+	})
+	if i < 0 {
+		s.Fatalf("accepted %v, which is no client's", addrPortOf(peer))
+	}
+	client, local := clients[i], peer
 	c := conn{
 		client: client, server: server,
 		clientCookie: s.cookie(client), serverCookie: s.cookie(server),
@@ -593,6 +606,11 @@ var accounts = []struct {
 	// __tcp_retransmit_skb, tcp_rtx_synack; no segment of a scene is split.
 	{[]string{"Tcp.RetransSegs"}, tcp.FactRetransmit, func(ev *Event) bool {
 		return ev.Kind == tcp.KindRetransmit && ev.Errno == 0 || ev.Kind == tcp.KindSynAckRetransmit
+	}},
+	// tcp_conn_request, tcp_v4_syn_recv_sock.
+	{[]string{"TcpExt.ListenDrops"}, tcp.FactListenDrop, kind(tcp.KindListenDrop)},
+	{[]string{"TcpExt.ListenOverflows"}, tcp.FactListenDrop, func(ev *Event) bool {
+		return ev.Kind == tcp.KindListenDrop && ev.Cause == tcp.CauseAcceptQueue
 	}},
 	{[]string{"TcpExt.TCPSynRetrans"}, tcp.FactRetransmit, func(ev *Event) bool {
 		return ev.Kind == tcp.KindRetransmit && ev.Errno == 0 && (ev.Old == tcp.SynSent || ev.Old == tcp.SynRecv) ||

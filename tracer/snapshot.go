@@ -12,12 +12,23 @@ import (
 // now in the network namespace of the calling thread, connections, listeners and
 // minisocks: it is called once for each namespace of the trace, after Start, so that
 // nothing falls between, and what happens meanwhile can come before or after. With
-// a filter by process it also says which of the connections there are are theirs.
+// a filter by process it also says which of the connections there are are theirs;
+// and drops by the listeners there are can be seen from then on.
 // Owners are the processes that have a socket open; a minisock has none any more.
 //
 // The error is nil, and there is no event, where this kernel has no iterators or
-// Options.Kinds leaves snapshots out: Coverage tells.
+// Options.Kinds leaves out both snapshots and drops: Coverage tells.
 func (t *Tracer) Snapshot() error {
+	if err := t.iterate(); err != nil {
+		return err
+	}
+	if t.drops {
+		return t.watchListeners()
+	}
+	return nil
+}
+
+func (t *Tracer) iterate() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.started || t.closed {

@@ -107,7 +107,7 @@ func Open(opts Options) (*Tracer, error) {
 	if symErr != nil && !errors.Is(symErr, ErrNoKallsyms) {
 		return nil, symErr
 	}
-	t.chosen = choose(kernel, opts.kinds(), symErr == nil)
+	t.chosen = choose(kernel, &opts, symErr == nil)
 	if len(t.chosen) == 0 || t.chosen[0].program != bpf.ProbesProgState {
 		return nil, fmt.Errorf("%w: it has no tracepoint inet_sock_set_state", ErrTooOld)
 	}
