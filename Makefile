@@ -12,7 +12,7 @@ CLANG  := clang-14
 FORMAT := clang-format-14
 LINT   := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: all build run test race lint generate check-generated cross fuzz man install clean
+.PHONY: all build run test test-vm race lint generate check-generated cross fuzz man install clean
 
 all: build
 
@@ -24,6 +24,12 @@ run: build ## the main job; ARGS="--tw-reuse 1" for another storm
 
 test: ## every test; as root also those on the real kernel
 	$(ASROOT) $(GO) test ./...
+
+# Not as root: QEMU emulates the whole machine. A kernel's packages stay in
+# ~/.cache/twtrace/kernels (or TWTRACE_KERNEL_CACHE) until they are removed.
+KERNELS ?= all
+test-vm: ## the tests on other kernels, in virtual machines; KERNELS="6.1 6.12" for some
+	TWTRACE_VM="$(KERNELS)" $(GO) test -C internal/vmtest -run '^TestKernels$$' -count 1 -timeout 3h $(VMFLAGS)
 
 race: ## the same under the race detector
 	$(ASROOT) $(GO) test -race ./...

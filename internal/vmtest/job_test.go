@@ -1,0 +1,31 @@
+package vmtest
+
+import (
+	"testing"
+)
+
+func TestAnswers(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		check func(answer) error
+		a     answer
+		good  bool
+	}{
+		{"traced", traces, answer{0, "10 of 10 attempts joined by cookie\n", ""}, true},
+		{"traced, with a warning", traces, answer{0, "joined by cookie\n", "twtrace: hm\n"}, false},
+		{"failed", traces, answer{1, "joined by cookie\n", ""}, false},
+		{"not traced", traces, answer{0, "LOOP\n", ""}, false},
+		{"refused", refuses, answer{4, "", "twtrace: kernel 5.10 has no namespace cookies; run --no-trace\n"}, true},
+		{"refused in two lines", refuses, answer{4, "", "twtrace: kernel\ntoo old\n"}, false},
+		{"refused without a word", refuses, answer{4, "", ""}, false},
+		{"refused, and no fault of the kernel's", refuses, answer{4, "", "twtrace: try sudo\n"}, false},
+		{"refused after all", refuses, answer{4, "LOOP\n", "twtrace: kernel\n"}, false},
+		{"another code", refuses, answer{1, "", "twtrace: kernel\n"}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := tt.check(tt.a); (err == nil) != tt.good {
+				t.Errorf("%+v: %v", tt.a, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,113 @@
+package vmtest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// vmEnv names the kernels to run the tests on, or "all".
+const vmEnv = "TWTRACE_VM"
+
+// TestKernels boots kernels with the test binaries inside. It takes minutes and
+// needs QEMU and Debian's apt, so it has to be asked for.
+func TestKernels(t *testing.T) {
+	list := os.Getenv(vmEnv)
+	if list == "" {
+		t.Skipf("boots virtual machines: run `make test-vm`, or set %s to kernels (or all)", vmEnv)
+	}
+	kernels, err := Choose(list)
+	if err != nil {
+		t.Fatalf("%s: %v", vmEnv, err)
+	}
+	root, err := filepath.Abs(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := t.TempDir()
+	if err := build(t.Context(), root, files); err != nil {
+		t.Fatal(err)
+	}
+	var columns []column
+	for _, k := range kernels {
+		t.Run(k.Name, func(t *testing.T) {
+			c := column{kernel: k}
+			defer func() { columns = append(columns, c) }()
+			c.outcome, c.err = runKernel(t, k, files)
+			if c.err != nil {
+				t.Error(c.err)
+			}
+			if c.outcome == nil {
+				return
+			}
+			for _, crash := range c.crashes {
+				t.Logf("a boot crashed and was repeated: %s", crash)
+			}
+			for _, r := range c.results {
+				report(t, r)
+			}
+		})
+	}
+	// Shown without -v too, as go test in a package's own directory does.
+	fmt.Println()
+	if err := writeMatrix(os.Stdout, columns); err != nil {
+		t.Error(err)
+	}
+}
+
+// runKernel says on stdout what it does, since it takes its time.
+func runKernel(t *testing.T, k Kernel, files string) (*outcome, error) {
+	ctx := t.Context()
+	sayf := func(format string, args ...any) {
+		fmt.Printf("%-7s %s\n", k.Name, fmt.Sprintf(format, args...))
+	}
+	dir, c, err := fetch(ctx, k, sayf)
+	if err != nil {
+		return nil, err
+	}
+	sayf("%s", strings.Join(c.Packages, " "))
+	var paths []string
+	for _, p := range c.Packages {
+		paths = append(paths, filepath.Join(dir, p))
+	}
+	kernel, err := unpack(ctx, paths)
+	if err != nil {
+		return nil, err
+	}
+	mods, err := loadOrder(kernel.modules, modules)
+	if err != nil {
+		return nil, err
+	}
+	return runJobs(ctx, booter(t.TempDir(), t.ArtifactDir(), files, kernel, c.Release, mods), jobsFor(k), func(r result) {
+		words := fmt.Sprintf("%-16s %-4s %4.0f s", r.job.Name, r.verdict, r.took.Seconds())
+		if len(r.tests) > 0 {
+			words += fmt.Sprintf("  %d passed, %d failed, %d skipped", r.count(success), r.count(failure), r.count(skipped))
+		}
+		if r.reason != "" {
+			words += "  " + r.reason
+		}
+		sayf("%s", words)
+	})
+}
+
+// report makes the guest's tests subtests of this one.
+func report(t *testing.T, r result) {
+	t.Run(r.job.Name, func(t *testing.T) {
+		for _, u := range leaves(r.tests) {
+			t.Run(u.name, func(t *testing.T) {
+				switch u.verdict {
+				case failure:
+					t.Errorf("failed in the guest:\n%s", u.output)
+				case skipped:
+					t.Skip(u.reason)
+				}
+			})
+		}
+		if r.verdict == failure {
+			t.Errorf("%s, after %v:\n%s", r.reason, r.took.Round(time.Second), tail(r.output, 200))
+		}
+	})
+}

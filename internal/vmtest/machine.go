@@ -1,0 +1,295 @@
+package vmtest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twtrace/twtrace/internal/vmtest/guest"
+)
+
+// qemu is the emulator. KVM is not asked for: it is not there, or does not work,
+// on many of the machines that run CI.
+const qemu = "qemu-system-x86_64"
+
+// bootLimit is how long a kernel may take to user space and back.
+const bootLimit = 3 * time.Minute
+
+// machine is one boot of a kernel.
+type machine struct {
+	kernel, initrd string // files
+	console        string // file that gets what the kernel prints
+	limit          time.Duration
+}
+
+// arguments are those of QEMU.
+func (m machine) arguments() []string {
+	return []string{
+		"-accel", "tcg",
+		// QEMU 7.2 emulates some of what newer processors have wrongly: with
+		// five-level page tables, and with CMPXCHG16B in the slab allocator of
+		// Debian's 6.12.107, memory was corrupted in every other boot.
+		"-cpu", "max,la57=off,cx16=off",
+		"-smp", "2",
+		"-m", "1024",
+		"-nodefaults", "-no-reboot", "-display", "none",
+		"-serial", "file:" + m.console,
+		"-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results",
+		"-kernel", m.kernel,
+		"-initrd", m.initrd,
+		// A kernel that has an Oops is of no use any more: it stops, and QEMU with
+		// it, instead of going on with what the Oops has left.
+		"-append", "console=ttyS0 loglevel=4 oops=panic panic=-1",
+	}
+}
+
+// run boots the machine and hands over what the guest says, until it is off. The
+// error is a *crash if the guest did not come to its end.
+func (m machine) run(ctx context.Context, handle func(guest.Message)) error {
+	ctx, cancel := context.WithTimeout(ctx, m.limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, qemu, m.arguments()...)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start a virtual machine (apt-get install qemu-system-x86): %w", err)
+	}
+	var last guest.Message
+	garbage := read(out, func(msg guest.Message) {
+		last = msg
+		handle(msg)
+	})
+	err = cmd.Wait()
+	switch {
+	case ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return ctx.Err()
+	case last.Kind == guest.Done:
+		return garbage
+	case last.Kind == guest.Failed:
+		return fmt.Errorf("set up the guest: %s", last.Text)
+	case ctx.Err() == nil && err != nil:
+		return fmt.Errorf("%s: %w: %s", qemu, err, strings.TrimSpace(errs.String()))
+	}
+	console, err := readConsole(m.console)
+	if err != nil {
+		return err
+	}
+	c := &crash{words: complaint(console), console: console}
+	if c.words == "" {
+		c.words = "it went off without a word"
+		if ctx.Err() != nil {
+			c.words = fmt.Sprintf("nothing more in %v", m.limit)
+		}
+	}
+	return c
+}
+
+// read decodes the guest's lines up to the last.
+func read(r io.Reader, handle func(guest.Message)) error {
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err == io.EOF {
+			return nil // what a crash cut off is no message
+		}
+		if err != nil {
+			return err
+		}
+		var m guest.Message
+		if err := json.Unmarshal(line, &m); err != nil {
+			_, _ = io.Copy(io.Discard, lines) // or the guest would wait for a reader
+			return fmt.Errorf("the guest said %q: %w", line, err)
+		}
+		handle(m)
+	}
+}
+
+// crash is the end of a machine that its kernel is to blame for.
+type crash struct {
+	words   string // what the kernel said first, in one line
+	console string // all of it
+}
+
+func (c *crash) Error() string { return "the kernel crashed: " + c.words }
+
+// complaints are the words by which a kernel says that it is broken. A warning is
+// none, nor is a processor that an emulator let wait.
+var (
+	complaints = regexp.MustCompile(`BUG:|Oops|general protection fault|Kernel panic|double fault`)
+	lockup     = regexp.MustCompile(`(soft|hard) lockup|workqueue lockup`)
+	stamp      = regexp.MustCompile(`^(<\d>)?\[ *\d+\.\d+\](\[ *[TC]\d+\])? *`)
+)
+
+// complaint returns the first line on the console by which the kernel says that
+// it is broken.
+func complaint(console string) string {
+	for line := range strings.Lines(console) {
+		if complaints.MatchString(line) && !lockup.MatchString(line) {
+			return stamp.ReplaceAllString(strings.TrimSpace(line), "")
+		}
+	}
+	return ""
+}
+
+func readConsole(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	return strings.ReplaceAll(string(text), "\r\n", "\n"), nil
+}
+
+// maxCrashes is how often a kernel may crash in one job, or before any.
+const maxCrashes = 3
+
+// outcome is what became of all jobs on one kernel.
+type outcome struct {
+	release string
+	boot    time.Duration // from QEMU's start to user space, of the last boot
+	results []result
+	crashes []string // each in one line
+}
+
+// runJobs boots the kernel and runs the jobs. A boot that ends in a crash is
+// repeated with the jobs that have no result yet, and a test that failed
+// before the crash has failed. An error says that there is no result for a
+// reason that is not the kernel's.
+func runJobs(ctx context.Context, boot func(context.Context, []job, func(guest.Message)) error, jobs []job, done func(result)) (*outcome, error) {
+	o := new(outcome)
+	failed := make(map[string][]test) // by job: in boots that crashed
+	crashes := make(map[string]int)   // by job, and "" before the first
+	for pending := slices.Clone(jobs); len(pending) > 0; {
+		var current *recording
+		start := time.Now()
+		var bad error
+		err := boot(ctx, pending, func(m guest.Message) {
+			switch m.Kind {
+			case guest.Up:
+				o.release, o.boot = m.Text, time.Since(start)
+			case guest.Start:
+				current = &recording{job: m.Job, start: time.Now()}
+			case guest.Stdout, guest.Stderr:
+				current.write(m)
+			case guest.End:
+				i := slices.IndexFunc(pending, func(j job) bool { return j.Name == m.Job })
+				r, err := current.result(ctx, pending[i], m)
+				if err != nil {
+					bad = errors.Join(bad, err)
+				}
+				r.fail(failed[m.Job])
+				pending = slices.Delete(slices.Clone(pending), i, i+1)
+				current = nil
+				o.results = append(o.results, r)
+				done(r)
+			}
+		})
+		var c *crash
+		if !errors.As(err, &c) {
+			if err = errors.Join(err, bad); err == nil && len(pending) > 0 {
+				err = fmt.Errorf("the guest ended with %d jobs to do", len(pending))
+			}
+			if err != nil {
+				return o, err
+			}
+			continue
+		}
+		where, name := "before the first test", ""
+		if current != nil {
+			name, where = current.job, current.where()
+			i := slices.IndexFunc(pending, func(j job) bool { return j.Name == name })
+			r, err := current.result(ctx, pending[i], guest.Message{Code: -1})
+			if err != nil {
+				return o, err
+			}
+			for _, t := range r.tests {
+				if t.verdict == failure {
+					failed[name] = append(failed[name], t)
+				}
+			}
+		} else if o.release != "" && len(pending) < len(jobs) {
+			where = "between two jobs"
+		}
+		o.crashes = append(o.crashes, fmt.Sprintf("%s: %s", where, c.words))
+		crashes[name]++
+		if crashes[name] < maxCrashes {
+			continue
+		}
+		if name == "" {
+			return o, fmt.Errorf("%d boots, none to the tests: %w\n%s", maxCrashes, c, tail(c.console, 60))
+		}
+		i := slices.IndexFunc(pending, func(j job) bool { return j.Name == name })
+		r := result{job: pending[i], verdict: failure, reason: fmt.Sprintf("the kernel crashed %d times, last %s: %s", maxCrashes, where, c.words), output: tail(c.console, 60)}
+		r.fail(failed[name])
+		pending = slices.Delete(slices.Clone(pending), i, i+1)
+		o.results = append(o.results, r)
+		done(r)
+	}
+	return o, nil
+}
+
+// tail returns the last lines of a text.
+func tail(text string, lines int) string {
+	all := slices.Collect(strings.Lines(text))
+	return strings.Join(all[max(0, len(all)-lines):], "")
+}
+
+// booter boots one kernel, each time with an image of its own in the directory
+// dir, and keeps what it printed in the directory logs.
+func booter(dir, logs, files string, kernel files, release string, modules []module) func(context.Context, []job, func(guest.Message)) error {
+	n := 0
+	return func(ctx context.Context, jobs []job, handle func(guest.Message)) error {
+		n++
+		m := machine{
+			kernel:  filepath.Join(dir, "vmlinuz"),
+			initrd:  filepath.Join(dir, "initrd"),
+			console: filepath.Join(logs, fmt.Sprintf("console.%d", n)),
+			limit:   bootLimit,
+		}
+		var plan guest.Plan
+		for _, j := range jobs {
+			m.limit += j.Limit
+			plan.Jobs = append(plan.Jobs, j.Job)
+		}
+		if err := os.WriteFile(m.kernel, kernel.image, 0o644); err != nil {
+			return err
+		}
+		f, err := os.Create(m.initrd)
+		if err != nil {
+			return err
+		}
+		w := bufio.NewWriter(f)
+		err = writeImage(w, files, release, kernel.config, modules, plan)
+		if err := errors.Join(err, w.Flush(), f.Close()); err != nil {
+			return fmt.Errorf("write %s: %w", m.initrd, err)
+		}
+		// For who looks on, and for what a subtest does not show.
+		output, err := os.Create(filepath.Join(logs, fmt.Sprintf("output.%d", n)))
+		if err != nil {
+			return err
+		}
+		err = m.run(ctx, func(m guest.Message) {
+			if m.Kind == guest.Stdout || m.Kind == guest.Stderr {
+				_, _ = output.WriteString(m.Text)
+			} else {
+				fmt.Fprintf(output, "== %s %s %s %d\n", m.Kind, m.Job, m.Text, m.Code)
+			}
+			handle(m)
+		})
+		return errors.Join(err, output.Close())
+	}
+}

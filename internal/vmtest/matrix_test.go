@@ -1,0 +1,59 @@
+package vmtest
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestWriteMatrix(t *testing.T) {
+	good, old := Kernels[1], Kernels[0]
+	if good.Refused || !old.Refused {
+		t.Fatal("the table of kernels has changed")
+	}
+	jobs := jobsFor(good)
+	columns := []column{
+		{kernel: old, err: errors.New("nothing to be had")},
+		{kernel: good, outcome: &outcome{
+			release: "6.1.0-56-cloud-amd64", boot: 8400 * time.Millisecond,
+			crashes: []string{"in tracer TestB: BUG: oops"},
+			results: []result{
+				{job: jobs[0], verdict: success, took: 2 * time.Second},
+				{job: jobs[1], verdict: failure, reason: "1 tests failed", took: 90 * time.Second, tests: []test{
+					{name: "TestA", verdict: success}, {name: "TestB/x", verdict: failure, reason: "got 1"}, {name: "TestB", verdict: failure},
+				}},
+				{job: jobs[2], verdict: success, took: time.Second, tests: []test{
+					{name: "TestC", verdict: success}, {name: "TestD", verdict: skipped, reason: "not here"},
+				}},
+			},
+		}},
+	}
+	var b strings.Builder
+	if err := writeMatrix(&b, columns); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+KERNEL           5.10      6.1
+release          -         6.1.0-56
+boot             FAIL [1]  ok, 8s [2]
+twtrace run      -         ok, 2s
+tracer           -         FAIL 1, ok 1, 1m30s [3]
+  TestA          -         ok
+  TestB/x        -         FAIL [4]
+internal/netlab  -         ok 1, skip 1, 1s
+  TestD          -         skip [5]
+internal/run     -         -
+cmd/twtrace      -         -
+loadgen          -         -
+internal/clock   -         -
+[1] nothing to be had
+[2] a boot crashed and was repeated: in tracer TestB: BUG: oops
+[3] 1 tests failed
+[4] got 1
+[5] not here
+`
+	if got := "\n" + b.String(); got != want {
+		t.Errorf("got%s\nwant%s", got, want)
+	}
+}

@@ -1,0 +1,219 @@
+package vmtest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twtrace/twtrace/internal/vmtest/guest"
+)
+
+// verdict is what became of a test or a job.
+type verdict string
+
+const (
+	success verdict = "ok"
+	failure verdict = "FAIL"
+	skipped verdict = "skip"
+)
+
+// test is one test of a test binary.
+type test struct {
+	name    string
+	verdict verdict
+	reason  string // of a skip, or the begin of a failure's words; one line
+	output  string
+}
+
+// result is what became of a job.
+type result struct {
+	job     job
+	verdict verdict
+	reason  string // of a failure; one line
+	output  string
+	took    time.Duration
+	tests   []test // of a test binary, in the order in which they ended
+}
+
+// count is how many leaves among the tests have the verdict: a test that is made
+// of others is not counted beside them.
+func (r result) count(v verdict) int {
+	n := 0
+	for _, t := range leaves(r.tests) {
+		if t.verdict == v {
+			n++
+		}
+	}
+	return n
+}
+
+// leaves returns the tests that are not made of others. A test that failed by
+// itself, none of those below it having failed, counts as one.
+func leaves(tests []test) []test {
+	return slices.DeleteFunc(slices.Clone(tests), func(t test) bool {
+		inside, bad := false, false
+		for _, u := range tests {
+			if strings.HasPrefix(u.name, t.name+"/") {
+				inside = true
+				bad = bad || u.verdict == failure
+			}
+		}
+		return inside && (t.verdict != failure || bad)
+	})
+}
+
+// fail adds tests that have failed before.
+func (r *result) fail(before []test) {
+	for _, t := range before {
+		r.verdict = failure
+		if r.reason == "" {
+			r.reason = t.name + " failed, in a boot that crashed later"
+		}
+		i := slices.IndexFunc(r.tests, func(u test) bool { return u.name == t.name })
+		if i < 0 {
+			r.tests = append(r.tests, t)
+		} else if r.tests[i].verdict != failure {
+			r.tests[i] = t
+		}
+	}
+}
+
+// recording is a job that runs.
+type recording struct {
+	job            string
+	start          time.Time
+	stdout, stderr bytes.Buffer
+}
+
+func (r *recording) write(m guest.Message) {
+	if m.Kind == guest.Stderr {
+		r.stderr.WriteString(m.Text)
+	} else {
+		r.stdout.WriteString(m.Text)
+	}
+}
+
+var running = regexp.MustCompile(`(?m)^\x16?=== (?:RUN|CONT|NAME) +(\S.*)$`)
+
+// where names the test that a test binary was last heard of in.
+func (r *recording) where() string {
+	if all := running.FindAllStringSubmatch(r.stdout.String(), -1); len(all) > 0 {
+		return "in " + r.job + " " + all[len(all)-1][1]
+	}
+	return "in " + r.job
+}
+
+// result judges the job by how it ended.
+func (r *recording) result(ctx context.Context, j job, end guest.Message) (result, error) {
+	res := result{job: j, verdict: success, took: time.Since(r.start).Round(time.Second)}
+	fail := func(format string, args ...any) {
+		res.verdict = failure
+		if res.reason == "" {
+			res.reason = fmt.Sprintf(format, args...)
+		}
+	}
+	if j.check != nil {
+		res.output = r.stdout.String() + r.stderr.String()
+		if end.Text != "" {
+			fail("%s", end.Text)
+		} else if err := j.check(answer{end.Code, r.stdout.String(), r.stderr.String()}); err != nil {
+			fail("%v", err)
+		}
+		return res, nil
+	}
+	var err error
+	res.tests, res.output, err = parseTests(ctx, r.stdout.Bytes())
+	if err != nil {
+		return res, fmt.Errorf("%s: %w", j.Name, err)
+	}
+	if n := res.count(failure); n > 0 {
+		fail("%d tests failed", n)
+	}
+	switch {
+	case end.Text != "":
+		fail("%s %s", r.where(), end.Text)
+	case end.Code != 0:
+		fail("exit code %d, last heard of %s", end.Code, r.where())
+	case res.count(success) == 0:
+		fail("no test was run")
+	}
+	return res, nil
+}
+
+// parseTests reads what a test binary printed under -test.v=test2json, by the
+// program that defines the format. text is the same for a person.
+func parseTests(ctx context.Context, output []byte) (tests []test, text string, err error) {
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
+	// A test's end is told when the next line of its kind has come, and a crash can
+	// have cut that off.
+	const last = "\n\x16FAIL\n"
+	cmd.Stdin = io.MultiReader(bytes.NewReader(output), strings.NewReader(last))
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	events, err := cmd.Output()
+	if err != nil {
+		return nil, "", fmt.Errorf("go tool test2json: %w: %s", err, errs.String())
+	}
+	var all strings.Builder
+	outputs := make(map[string]*strings.Builder)
+	for dec := json.NewDecoder(bytes.NewReader(events)); ; {
+		var e struct{ Action, Test, Output string }
+		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, "", fmt.Errorf("read test2json: %w", err)
+		}
+		switch e.Action {
+		case "output":
+			all.WriteString(e.Output)
+			if outputs[e.Test] == nil {
+				outputs[e.Test] = new(strings.Builder)
+			}
+			outputs[e.Test].WriteString(e.Output)
+		case "pass", "fail", "skip":
+			if e.Test == "" {
+				continue
+			}
+			t := test{name: e.Test, verdict: map[string]verdict{"pass": success, "fail": failure, "skip": skipped}[e.Action]}
+			if b := outputs[e.Test]; b != nil {
+				t.output = b.String()
+			}
+			if t.verdict != success {
+				t.reason = reasonOf(t.output)
+			}
+			tests = append(tests, t)
+		}
+	}
+	return tests, strings.TrimSuffix(all.String(), "\nFAIL\n"), nil
+}
+
+var (
+	chatter = regexp.MustCompile(`^\s*(===|---) `)
+	place   = regexp.MustCompile(`^\s*[\w.-]+\.go:\d+: `)
+)
+
+// reasonOf finds the first line that the test itself wrote.
+func reasonOf(output string) string {
+	first := ""
+	for line := range strings.Lines(output) {
+		line = strings.TrimRight(line, "\n")
+		switch {
+		case chatter.MatchString(line) || strings.TrimSpace(line) == "":
+		case place.MatchString(line):
+			if line = strings.TrimSpace(place.ReplaceAllString(line, "")); line != "" {
+				return line
+			}
+		case first == "":
+			first = strings.TrimSpace(line)
+		}
+	}
+	return first
+}
