@@ -101,7 +101,7 @@ func download(ctx context.Context, k Kernel, dir string, notef func(string, ...a
 	}
 	defer a.close()
 	if _, err := a.run(ctx, dir, "apt-get", "update", "-q"); err != nil {
-		return cached{}, err
+		return cached{}, fmt.Errorf("list the packages of %s: %w", strings.Join(k.Suites, ", "), err)
 	}
 	list, err := a.run(ctx, dir, "apt-cache", "search", "--names-only", "^linux-.*-cloud-amd64")
 	if err != nil {
@@ -120,7 +120,8 @@ func download(ctx context.Context, k Kernel, dir string, notef func(string, ...a
 	var failed []error
 	for _, c := range found {
 		if _, err := a.run(ctx, dir, "apt-get", append([]string{"download", "-q"}, c.packages...)...); err != nil {
-			notef("%s can't be had: %v", c.release, err)
+			err = fmt.Errorf("download %s: %w", strings.Join(c.packages, " "), err)
+			notef("%v", err)
 			failed = append(failed, err)
 			if ctx.Err() != nil {
 				break
@@ -261,9 +262,9 @@ func (a *apt) close() { _ = os.RemoveAll(a.dir) }
 func (a *apt) run(ctx context.Context, dir, name string, args ...string) (string, error) {
 	options := []string{
 		"-o", "Dir::Etc::sourcelist=" + filepath.Join(a.dir, "sources.list"),
-		"-o", "Dir::Etc::sourceparts=-",
-		"-o", "Dir::Etc::preferences=-",
-		"-o", "Dir::Etc::preferencesparts=-",
+		"-o", "Dir::Etc::sourceparts=/dev/null",
+		"-o", "Dir::Etc::preferences=/dev/null",
+		"-o", "Dir::Etc::preferencesparts=/dev/null",
 		"-o", "Dir::State::lists=" + filepath.Join(a.dir, "lists"),
 		"-o", "Dir::State::status=" + filepath.Join(a.dir, "status"),
 		"-o", "Dir::Cache=" + filepath.Join(a.dir, "cache"),
@@ -281,9 +282,19 @@ func (a *apt) run(ctx context.Context, dir, name string, args ...string) (string
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
+		return "", fmt.Errorf("%s: %w: %s", name, err, firstError(errs.String()))
 	}
 	return out.String(), nil
+}
+
+// firstError finds apt's first error among its warnings.
+func firstError(stderr string) string {
+	for line := range strings.Lines(stderr) {
+		if text, ok := strings.CutPrefix(line, "E: "); ok {
+			return strings.TrimSpace(text)
+		}
+	}
+	return strings.TrimSpace(stderr)
 }
 
 // mirrors are where the suites come from.

@@ -87,3 +87,14 @@ func TestParseMirrors(t *testing.T) {
 		})
 	}
 }
+
+func TestFirstError(t *testing.T) {
+	for stderr, want := range map[string]string{
+		"W: hm\nE: Failed to fetch http://m/x.deb  404  Not Found\nE: more\n": "Failed to fetch http://m/x.deb  404  Not Found",
+		"no such option\n": "no such option",
+	} {
+		if got := firstError(stderr); got != want {
+			t.Errorf("%q: got %q, want %q", stderr, got, want)
+		}
+	}
+}
