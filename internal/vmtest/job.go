@@ -28,11 +28,11 @@ var packages = []struct {
 	// detail: the matrix has a line for each test, not only for those that fail.
 	detail bool
 }{
-	{dir: "tracer", limit: 15 * time.Minute, detail: true},
-	{dir: "internal/netlab", limit: 10 * time.Minute},
-	{dir: "internal/run", limit: 10 * time.Minute},
-	{dir: "cmd/twtrace", limit: 10 * time.Minute},
-	{dir: "loadgen", limit: 10 * time.Minute},
+	{dir: "tracer", limit: 12 * time.Minute, detail: true},
+	{dir: "internal/netlab", limit: 6 * time.Minute},
+	{dir: "internal/run", limit: 6 * time.Minute},
+	{dir: "cmd/twtrace", limit: 6 * time.Minute},
+	{dir: "loadgen", limit: 6 * time.Minute},
 	{dir: "internal/clock", limit: 2 * time.Minute},
 }
 

@@ -23,14 +23,18 @@ import (
 // on many of the machines that run CI.
 const qemu = "qemu-system-x86_64"
 
-// bootLimit is how long a kernel may take to user space and back.
-const bootLimit = 3 * time.Minute
+const (
+	// bootLimit is how long a kernel may take to user space and back.
+	bootLimit = 3 * time.Minute
+	// grace is how long init may take to end a job that is over its limit.
+	grace = 30 * time.Second
+)
 
 // machine is one boot of a kernel.
 type machine struct {
-	kernel, initrd string // files
-	console        string // file that gets what the kernel prints
-	limit          time.Duration
+	kernel, initrd string                   // files
+	console        string                   // file that gets what the kernel prints
+	limits         map[string]time.Duration // of each job, until the host gives it up
 }
 
 // arguments are those of QEMU.
@@ -54,11 +58,17 @@ func (m machine) arguments() []string {
 	}
 }
 
+// errSilent is the end of a guest that said nothing for too long.
+var errSilent = errors.New("nothing more came")
+
 // run boots the machine and hands over what the guest says, until it is off. The
 // error is a *crash if the guest did not come to its end.
 func (m machine) run(ctx context.Context, handle func(guest.Message)) error {
-	ctx, cancel := context.WithTimeout(ctx, m.limit)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(bootLimit, func() { cancel(errSilent) })
+	defer silence.Stop()
+
 	cmd := exec.CommandContext(ctx, qemu, m.arguments()...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -71,18 +81,27 @@ func (m machine) run(ctx context.Context, handle func(guest.Message)) error {
 	}
 	var last guest.Message
 	garbage := read(out, func(msg guest.Message) {
+		switch msg.Kind {
+		case guest.Start:
+			silence.Reset(m.limits[msg.Job])
+		case guest.End, guest.Done:
+			silence.Reset(bootLimit)
+		}
 		last = msg
 		handle(msg)
 	})
 	err = cmd.Wait()
+	silent := errors.Is(context.Cause(ctx), errSilent)
 	switch {
-	case ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case ctx.Err() != nil && !silent:
 		return ctx.Err()
-	case last.Kind == guest.Done:
+	case garbage != nil:
 		return garbage
+	case last.Kind == guest.Done:
+		return nil
 	case last.Kind == guest.Failed:
 		return fmt.Errorf("set up the guest: %s", last.Text)
-	case ctx.Err() == nil && err != nil:
+	case err != nil && !silent:
 		return fmt.Errorf("%s: %w: %s", qemu, err, strings.TrimSpace(errs.String()))
 	}
 	console, err := readConsole(m.console)
@@ -90,11 +109,12 @@ func (m machine) run(ctx context.Context, handle func(guest.Message)) error {
 		return err
 	}
 	c := &crash{words: complaint(console), console: console}
-	if c.words == "" {
+	switch {
+	case c.words != "":
+	case silent:
+		c.words = errSilent.Error()
+	default:
 		c.words = "it went off without a word"
-		if ctx.Err() != nil {
-			c.words = fmt.Sprintf("nothing more in %v", m.limit)
-		}
 	}
 	return c
 }
@@ -165,81 +185,123 @@ type outcome struct {
 	crashes []string // each in one line
 }
 
-// runJobs boots the kernel and runs the jobs. A boot that ends in a crash is
-// repeated with the jobs that have no result yet, and a test that failed
-// before the crash has failed. An error says that there is no result for a
-// reason that is not the kernel's.
+// runJobs boots the kernel and runs the jobs; done is told of each result. A boot
+// that ends in a crash is repeated with the jobs that have no result yet, and a
+// test that failed before the crash has failed. An error says that there is no
+// result for a reason that is not the kernel's.
 func runJobs(ctx context.Context, boot func(context.Context, []job, func(guest.Message)) error, jobs []job, done func(result)) (*outcome, error) {
-	o := new(outcome)
-	failed := make(map[string][]test) // by job: in boots that crashed
-	crashes := make(map[string]int)   // by job, and "" before the first
-	for pending := slices.Clone(jobs); len(pending) > 0; {
-		var current *recording
+	r := &runner{
+		outcome: new(outcome), done: done, pending: slices.Clone(jobs),
+		failed: make(map[string][]test), crashes: make(map[string]int),
+	}
+	for len(r.pending) > 0 {
+		r.current, r.err = nil, nil
 		start := time.Now()
-		var bad error
-		err := boot(ctx, pending, func(m guest.Message) {
-			switch m.Kind {
-			case guest.Up:
-				o.release, o.boot = m.Text, time.Since(start)
-			case guest.Start:
-				current = &recording{job: m.Job, start: time.Now()}
-			case guest.Stdout, guest.Stderr:
-				current.write(m)
-			case guest.End:
-				i := slices.IndexFunc(pending, func(j job) bool { return j.Name == m.Job })
-				r, err := current.result(ctx, pending[i], m)
-				if err != nil {
-					bad = errors.Join(bad, err)
-				}
-				r.fail(failed[m.Job])
-				pending = slices.Delete(slices.Clone(pending), i, i+1)
-				current = nil
-				o.results = append(o.results, r)
-				done(r)
+		err := boot(ctx, slices.Clone(r.pending), func(m guest.Message) {
+			if m.Kind == guest.Up {
+				r.outcome.release, r.outcome.boot = m.Text, time.Since(start)
+			}
+			if err := r.message(ctx, m); err != nil {
+				r.err = errors.Join(r.err, err)
 			}
 		})
 		var c *crash
-		if !errors.As(err, &c) {
-			if err = errors.Join(err, bad); err == nil && len(pending) > 0 {
-				err = fmt.Errorf("the guest ended with %d jobs to do", len(pending))
-			}
-			if err != nil {
-				return o, err
-			}
-			continue
+		switch {
+		case r.err != nil:
+			return r.outcome, r.err
+		case errors.As(err, &c):
+			err = r.crashed(ctx, c)
+		case err == nil && len(r.pending) > 0:
+			err = fmt.Errorf("the guest ended with %d jobs to do", len(r.pending))
 		}
-		where, name := "before the first test", ""
-		if current != nil {
-			name, where = current.job, current.where()
-			i := slices.IndexFunc(pending, func(j job) bool { return j.Name == name })
-			r, err := current.result(ctx, pending[i], guest.Message{Code: -1})
-			if err != nil {
-				return o, err
-			}
-			for _, t := range r.tests {
-				if t.verdict == failure {
-					failed[name] = append(failed[name], t)
-				}
-			}
-		} else if o.release != "" && len(pending) < len(jobs) {
-			where = "between two jobs"
+		if err != nil {
+			return r.outcome, err
 		}
-		o.crashes = append(o.crashes, fmt.Sprintf("%s: %s", where, c.words))
-		crashes[name]++
-		if crashes[name] < maxCrashes {
-			continue
-		}
-		if name == "" {
-			return o, fmt.Errorf("%d boots, none to the tests: %w\n%s", maxCrashes, c, tail(c.console, 60))
-		}
-		i := slices.IndexFunc(pending, func(j job) bool { return j.Name == name })
-		r := result{job: pending[i], verdict: failure, reason: fmt.Sprintf("the kernel crashed %d times, last %s: %s", maxCrashes, where, c.words), output: tail(c.console, 60)}
-		r.fail(failed[name])
-		pending = slices.Delete(slices.Clone(pending), i, i+1)
-		o.results = append(o.results, r)
-		done(r)
 	}
-	return o, nil
+	return r.outcome, nil
+}
+
+// runner is one call of runJobs.
+type runner struct {
+	outcome *outcome
+	done    func(result)
+	pending []job             // without a result
+	current *recording        // the job that runs
+	err     error             // of this boot's messages
+	failed  map[string][]test // by job: in boots that crashed
+	crashes map[string]int    // by job, and "" where none ran
+}
+
+func (r *runner) message(ctx context.Context, m guest.Message) error {
+	switch m.Kind {
+	case guest.Start:
+		if !slices.ContainsFunc(r.pending, func(j job) bool { return j.Name == m.Job }) {
+			return fmt.Errorf("the guest starts %q, which it was not asked to", m.Job)
+		}
+		r.current = &recording{job: m.Job, start: time.Now()}
+	case guest.Stdout, guest.Stderr, guest.End:
+		if r.current == nil || r.current.job != m.Job {
+			return fmt.Errorf("the guest tells of %q, which does not run", m.Job)
+		}
+		if m.Kind != guest.End {
+			r.current.write(m)
+			return nil
+		}
+		res, err := r.current.result(ctx, r.take(), m)
+		if err != nil {
+			return err
+		}
+		r.finish(res)
+	}
+	return nil
+}
+
+// take takes the current job from those that are pending.
+func (r *runner) take() job {
+	i := slices.IndexFunc(r.pending, func(j job) bool { return j.Name == r.current.job })
+	j := r.pending[i]
+	r.pending = slices.Delete(r.pending, i, i+1)
+	return j
+}
+
+func (r *runner) finish(res result) {
+	res.fail(r.failed[res.job.Name])
+	r.current = nil
+	r.outcome.results = append(r.outcome.results, res)
+	r.done(res)
+}
+
+// crashed notes how a boot ended. The error says that there is no use in another.
+func (r *runner) crashed(ctx context.Context, c *crash) error {
+	name, where := "", "before the first test"
+	switch {
+	case r.current != nil:
+		name, where = r.current.job, r.current.where()
+		res, err := r.current.result(ctx, job{}, guest.Message{Code: -1})
+		if err != nil {
+			return err
+		}
+		for _, t := range res.tests {
+			if t.verdict == failure {
+				r.failed[name] = append(r.failed[name], t)
+			}
+		}
+	case len(r.outcome.results) > 0:
+		where = "between two jobs"
+	}
+	r.outcome.crashes = append(r.outcome.crashes, where+": "+c.words)
+	r.crashes[name]++
+	switch {
+	case r.crashes[name] < maxCrashes:
+		return nil
+	case name == "":
+		return fmt.Errorf("%d boots, none to the tests: %w\n%s", maxCrashes, c, tail(c.console, 60))
+	}
+	r.finish(result{
+		job: r.take(), verdict: failure, output: tail(c.console, 60),
+		reason: fmt.Sprintf("the kernel crashed %d times, last %s: %s", maxCrashes, where, c.words),
+	})
+	return nil
 }
 
 // tail returns the last lines of a text.
@@ -258,11 +320,11 @@ func booter(dir, logs, files string, kernel files, release string, modules []mod
 			kernel:  filepath.Join(dir, "vmlinuz"),
 			initrd:  filepath.Join(dir, "initrd"),
 			console: filepath.Join(logs, fmt.Sprintf("console.%d", n)),
-			limit:   bootLimit,
+			limits:  make(map[string]time.Duration),
 		}
 		var plan guest.Plan
 		for _, j := range jobs {
-			m.limit += j.Limit
+			m.limits[j.Name] = j.Limit + grace
 			plan.Jobs = append(plan.Jobs, j.Job)
 		}
 		if err := os.WriteFile(m.kernel, kernel.image, 0o644); err != nil {

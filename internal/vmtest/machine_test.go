@@ -158,6 +158,16 @@ func TestRunJobs(t *testing.T) {
 			err:   "1 jobs to do",
 		},
 		{
+			name:  "a job that nobody asked for",
+			boots: []script{{messages: all(ended("c", passing, 0))}},
+			err:   `starts "c"`,
+		},
+		{
+			name:  "an end without a start",
+			boots: []script{{messages: all(ended("a", passing, 0)[2:])}},
+			err:   `tells of "a"`,
+		},
+		{
 			name:  "another error is not tried again",
 			boots: []script{{messages: up, err: errors.New("no disk")}},
 			err:   "no disk",
