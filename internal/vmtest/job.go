@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,8 +54,14 @@ type answer struct {
 // program is where the guest has twtrace.
 const program = "/bin/twtrace"
 
+// selection is a part of the jobs, for who works on it.
+type selection struct {
+	packages []string // directories; empty: all, and twtrace itself
+	run      string   // -test.run
+}
+
 // jobsFor are the jobs of a kernel.
-func jobsFor(k Kernel) []job {
+func jobsFor(k Kernel, s selection) []job {
 	// Debian's machines have these; the tests may use all that the machine can.
 	env := []string{
 		"PATH=/bin", "HOME=/root", "TMPDIR=/tmp", "LANG=C",
@@ -72,12 +79,18 @@ func jobsFor(k Kernel) []job {
 		answers.check = refuses
 		return []job{answers}
 	}
-	jobs := []job{answers}
+	var jobs []job
+	if len(s.packages) == 0 {
+		jobs = append(jobs, answers)
+	}
 	for _, p := range packages {
+		if len(s.packages) > 0 && !slices.Contains(s.packages, p.dir) {
+			continue
+		}
 		// The binary's own limit says which test hangs, init's is for the rest.
 		jobs = append(jobs, job{detail: p.detail, Job: guest.Job{
 			Name: p.dir, Dir: path.Join("/", p.dir), Env: env, Limit: p.limit + time.Minute, Merge: true,
-			Argv: []string{testBinary(p.dir), "-test.v=test2json", "-test.timeout=" + p.limit.String(), "-test.count=1"},
+			Argv: []string{testBinary(p.dir), "-test.v=test2json", "-test.timeout=" + p.limit.String(), "-test.run=" + s.run},
 		}})
 	}
 	return jobs

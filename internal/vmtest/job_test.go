@@ -1,8 +1,29 @@
 package vmtest
 
 import (
+	"strings"
 	"testing"
 )
+
+func TestJobsFor(t *testing.T) {
+	for _, tt := range []struct {
+		kernel Kernel
+		s      selection
+		want   string
+	}{
+		{Kernel{}, selection{}, "twtrace run, tracer, internal/netlab, internal/run, cmd/twtrace, loadgen, internal/clock"},
+		{Kernel{}, selection{packages: []string{"loadgen", "tracer"}}, "tracer, loadgen"},
+		{Kernel{Refused: true}, selection{}, "twtrace run"},
+	} {
+		var names []string
+		for _, j := range jobsFor(tt.kernel, tt.s) {
+			names = append(names, j.Name)
+		}
+		if got := strings.Join(names, ", "); got != tt.want {
+			t.Errorf("%+v: got %s, want %s", tt, got, tt.want)
+		}
+	}
+}
 
 func TestAnswers(t *testing.T) {
 	for _, tt := range []struct {

@@ -9,8 +9,14 @@ import (
 	"time"
 )
 
-// vmEnv names the kernels to run the tests on, or "all".
-const vmEnv = "TWTRACE_VM"
+const (
+	// vmEnv names the kernels to run the tests on, or "all".
+	vmEnv = "TWTRACE_VM"
+	// packagesEnv names packages by their directories, runEnv is -test.run: for
+	// who works on some tests.
+	packagesEnv = "TWTRACE_VM_PACKAGES"
+	runEnv      = "TWTRACE_VM_RUN"
+)
 
 // TestKernels boots kernels with the test binaries inside. It takes minutes and
 // needs QEMU and Debian's apt, so it has to be asked for.
@@ -31,12 +37,16 @@ func TestKernels(t *testing.T) {
 	if err := build(t.Context(), root, files); err != nil {
 		t.Fatal(err)
 	}
+	some := selection{strings.Fields(os.Getenv(packagesEnv)), os.Getenv(runEnv)}
 	var columns []column
 	for _, k := range kernels {
 		t.Run(k.Name, func(t *testing.T) {
-			c := column{kernel: k}
+			c := column{kernel: k, jobs: jobsFor(k, some)}
 			defer func() { columns = append(columns, c) }()
-			c.outcome, c.err = runKernel(t, k, files)
+			if len(c.jobs) == 0 {
+				t.Fatalf("%s: no such package is run in a virtual machine: %q", packagesEnv, some.packages)
+			}
+			c.outcome, c.err = runKernel(t, k, c.jobs, files)
 			if c.err != nil {
 				t.Error(c.err)
 			}
@@ -59,7 +69,7 @@ func TestKernels(t *testing.T) {
 }
 
 // runKernel says on stdout what it does, since it takes its time.
-func runKernel(t *testing.T, k Kernel, files string) (*outcome, error) {
+func runKernel(t *testing.T, k Kernel, jobs []job, files string) (*outcome, error) {
 	ctx := t.Context()
 	sayf := func(format string, args ...any) {
 		fmt.Printf("%-7s %s\n", k.Name, fmt.Sprintf(format, args...))
@@ -81,7 +91,7 @@ func runKernel(t *testing.T, k Kernel, files string) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	return runJobs(ctx, booter(t.TempDir(), t.ArtifactDir(), files, kernel, c.Release, mods), jobsFor(k), func(r result) {
+	return runJobs(ctx, booter(t.TempDir(), t.ArtifactDir(), files, kernel, c.Release, mods), jobs, func(r result) {
 		words := fmt.Sprintf("%-16s %-4s %4.0f s", r.job.Name, r.verdict, r.took.Seconds())
 		if len(r.tests) > 0 {
 			words += fmt.Sprintf("  %d passed, %d failed, %d skipped", r.count(success), r.count(failure), r.count(skipped))

@@ -12,6 +12,7 @@ import (
 // column is one kernel of the matrix.
 type column struct {
 	kernel Kernel
+	jobs   []job
 	*outcome
 	err error // why there are no more results
 }
@@ -114,7 +115,7 @@ func (c column) job(name string) *result {
 // jobNames are all jobs, in the order in which they are run.
 func jobNames(columns []column) (names []string) {
 	for _, c := range columns {
-		for _, j := range jobsFor(c.kernel) {
+		for _, j := range c.jobs {
 			if !slices.Contains(names, j.Name) {
 				names = append(names, j.Name)
 			}

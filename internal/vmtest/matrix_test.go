@@ -12,10 +12,10 @@ func TestWriteMatrix(t *testing.T) {
 	if good.Refused || !old.Refused {
 		t.Fatal("the table of kernels has changed")
 	}
-	jobs := jobsFor(good)
+	jobs := jobsFor(good, selection{})
 	columns := []column{
-		{kernel: old, err: errors.New("nothing to be had")},
-		{kernel: good, outcome: &outcome{
+		{kernel: old, jobs: jobsFor(old, selection{}), err: errors.New("nothing to be had")},
+		{kernel: good, jobs: jobs, outcome: &outcome{
 			release: "6.1.0-56-cloud-amd64", boot: 8400 * time.Millisecond,
 			crashes: []string{"in tracer TestB: BUG: oops"},
 			results: []result{
