@@ -132,7 +132,8 @@ func testNames(columns []column, job string) (names []string) {
 			continue
 		}
 		for _, t := range leaves(r.tests) {
-			if (r.job.detail || t.verdict != success) && !slices.Contains(names, t.name) {
+			detail := r.job.detail != nil && r.job.detail.MatchString(t.name)
+			if (detail || t.verdict != success) && !slices.Contains(names, t.name) {
 				names = append(names, t.name)
 			}
 		}

@@ -21,7 +21,7 @@ func TestWriteMatrix(t *testing.T) {
 			results: []result{
 				{job: jobs[0], verdict: success, took: 2 * time.Second},
 				{job: jobs[1], verdict: failure, reason: "1 tests failed", took: 90 * time.Second, tests: []test{
-					{name: "TestA", verdict: success}, {name: "TestB/x", verdict: failure, reason: "got 1"}, {name: "TestB", verdict: failure},
+					{name: "TestA", verdict: success}, {name: "TestScenarios/a", verdict: success}, {name: "TestB/x", verdict: failure, reason: "got 1"}, {name: "TestB", verdict: failure},
 				}},
 				{job: jobs[2], verdict: success, took: time.Second, tests: []test{
 					{name: "TestC", verdict: success}, {name: "TestD", verdict: skipped, reason: "not here"},
@@ -34,19 +34,19 @@ func TestWriteMatrix(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `
-KERNEL           5.10      6.1
-release          -         6.1.0-56
-boot             FAIL [1]  ok, 8s [2]
-twtrace run      -         ok, 2s
-tracer           -         FAIL 1, ok 1, 1m30s [3]
-  TestA          -         ok
-  TestB/x        -         FAIL [4]
-internal/netlab  -         ok 1, skip 1, 1s
-  TestD          -         skip [5]
-internal/run     -         -
-cmd/twtrace      -         -
-loadgen          -         -
-internal/clock   -         -
+KERNEL             5.10      6.1
+release            -         6.1.0-56
+boot               FAIL [1]  ok, 8s [2]
+twtrace run        -         ok, 2s
+tracer             -         FAIL 1, ok 2, 1m30s [3]
+  TestScenarios/a  -         ok
+  TestB/x          -         FAIL [4]
+internal/netlab    -         ok 1, skip 1, 1s
+  TestD            -         skip [5]
+internal/run       -         -
+cmd/twtrace        -         -
+loadgen            -         -
+internal/clock     -         -
 [1] nothing to be had
 [2] a boot crashed and was repeated: in tracer TestB: BUG: oops
 [3] 1 tests failed

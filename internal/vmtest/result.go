@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,7 +41,7 @@ type result struct {
 	reason  string // of a failure; one line
 	output  string
 	took    time.Duration
-	tests   []test // of a test binary, in the order in which they ended
+	tests   []test // of a test binary, in the order in which they began
 }
 
 // count is how many leaves among the tests have the verdict: a test that is made
@@ -164,6 +165,7 @@ func parseTests(ctx context.Context, output []byte) (tests []test, text string, 
 	}
 	var all strings.Builder
 	outputs := make(map[string]*strings.Builder)
+	var began []string
 	for dec := json.NewDecoder(bytes.NewReader(events)); ; {
 		var e struct{ Action, Test, Output string }
 		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
@@ -178,6 +180,8 @@ func parseTests(ctx context.Context, output []byte) (tests []test, text string, 
 				outputs[e.Test] = new(strings.Builder)
 			}
 			outputs[e.Test].WriteString(e.Output)
+		case "run":
+			began = append(began, e.Test)
 		case "pass", "fail", "skip":
 			if e.Test == "" {
 				continue
@@ -187,11 +191,14 @@ func parseTests(ctx context.Context, output []byte) (tests []test, text string, 
 				t.output = b.String()
 			}
 			if t.verdict != success {
-				t.reason = reasonOf(t.output)
+				t.reason = reasonOf(t.verdict, t.output)
 			}
 			tests = append(tests, t)
 		}
 	}
+	slices.SortStableFunc(tests, func(a, b test) int {
+		return cmp.Compare(slices.Index(began, a.name), slices.Index(began, b.name))
+	})
 	return tests, strings.TrimSuffix(all.String(), "\nFAIL\n"), nil
 }
 
@@ -200,20 +207,30 @@ var (
 	place   = regexp.MustCompile(`^\s*[\w.-]+\.go:\d+: `)
 )
 
-// reasonOf finds the first line that the test itself wrote.
-func reasonOf(output string) string {
-	first := ""
+// reasonOf finds, in one line, what the test itself said last: of a skip that is
+// the reason. A failure's words can't be told from what it logs, so there are
+// some more of them.
+func reasonOf(v verdict, output string) string {
+	var said []string
 	for line := range strings.Lines(output) {
 		line = strings.TrimRight(line, "\n")
-		switch {
-		case chatter.MatchString(line) || strings.TrimSpace(line) == "":
-		case place.MatchString(line):
-			if line = strings.TrimSpace(place.ReplaceAllString(line, "")); line != "" {
-				return line
-			}
-		case first == "":
-			first = strings.TrimSpace(line)
+		if chatter.MatchString(line) {
+			continue
 		}
+		// Without a place it is a panic, or goes on with the line before.
+		line = strings.TrimSpace(place.ReplaceAllString(line, ""))
+		if line == "" || slices.Contains(said, line) {
+			continue
+		}
+		const most = 160
+		if r := []rune(line); len(r) > most {
+			line = string(r[:most]) + "…"
+		}
+		said = append(said, line)
 	}
-	return first
+	lines := 1
+	if v == failure {
+		lines = 3
+	}
+	return strings.Join(said[max(0, len(said)-lines):], " | ")
 }

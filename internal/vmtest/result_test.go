@@ -8,7 +8,7 @@ import (
 
 func TestParseTests(t *testing.T) {
 	output := "\x16=== RUN   TestOne\n" +
-		"\x16=== RUN   TestOne/fine\n\x16=== RUN   TestOne/bad\n    one_test.go:7: \n    one_test.go:8: got 1, want 2\n" +
+		"\x16=== RUN   TestOne/fine\n\x16=== RUN   TestOne/bad\n    one_test.go:7: \n    one_test.go:8: got 1, want 2\n        of 3\n    one_test.go:9: got 1, want 2\n" +
 		"\x16=== RUN   TestOne/not here\n    env.go:59: this machine lacks veth\n" +
 		"\x16--- FAIL: TestOne (1.50s)\n    \x16--- PASS: TestOne/fine (1.00s)\n    \x16--- FAIL: TestOne/bad (0.00s)\n    \x16--- SKIP: TestOne/not here (0.00s)\n" +
 		"\x16=== RUN   TestTwo\n\x16--- PASS: TestTwo (0.00s)\n" +
@@ -27,7 +27,7 @@ func TestParseTests(t *testing.T) {
 	}
 	want := []row{
 		{"TestOne/fine", "", success},
-		{"TestOne/bad", "got 1, want 2", failure},
+		{"TestOne/bad", "got 1, want 2 | of 3", failure},
 		{"TestOne/not here", "this machine lacks veth", skipped},
 		{"TestTwo", "", success},
 	}
