@@ -40,7 +40,11 @@ type machine struct {
 // arguments are those of QEMU.
 func (m machine) arguments() []string {
 	return []string{
-		"-accel", "tcg",
+		// The processors take turns. When they run at the same time, one can meet
+		// code that another is patching as it was before, and the kernel an int3
+		// that it knows nothing of: tests that switch tracepoints on and off run
+		// into that within minutes.
+		"-accel", "tcg,thread=single",
 		// QEMU 7.2 emulates some of what newer processors have wrongly: with
 		// five-level page tables, and with CMPXCHG16B in the slab allocator of
 		// Debian's 6.12.107, memory was corrupted in every other boot.
@@ -54,7 +58,7 @@ func (m machine) arguments() []string {
 		"-initrd", m.initrd,
 		// A kernel that has an Oops is of no use any more: it stops, and QEMU with
 		// it, instead of going on with what the Oops has left.
-		"-append", "console=ttyS0 loglevel=4 oops=panic panic=-1",
+		"-append", "console=ttyS0 loglevel=4 oops=panic panic=-1 rcupdate.rcu_expedited=1",
 	}
 }
 
