@@ -46,7 +46,9 @@ func Choose(list string) ([]Kernel, error) {
 			}
 			return nil, fmt.Errorf("%q is none of all, %s", name, strings.Join(known, ", "))
 		}
-		chosen = append(chosen, Kernels[i])
+		if !slices.ContainsFunc(chosen, func(k Kernel) bool { return k.Name == name }) {
+			chosen = append(chosen, Kernels[i])
+		}
 	}
 	if len(chosen) == 0 {
 		return nil, fmt.Errorf("%q names no kernel", list)

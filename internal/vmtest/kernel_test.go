@@ -14,6 +14,7 @@ func TestChoose(t *testing.T) {
 		{list: "6.1", want: "6.1"},
 		{list: "6.12 6.1", want: "6.12 6.1"},
 		{list: "6.1, 6.12,newest", want: "6.1 6.12 newest"},
+		{list: "6.1 6.12 6.1", want: "6.1 6.12"},
 		{list: "all", want: "5.10 6.1 6.12 6.18 newest"},
 		{list: "6.2", want: `"6.2" is none of all, 5.10, 6.1`, bad: true},
 		{list: " ", want: "names no kernel", bad: true},

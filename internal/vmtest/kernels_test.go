@@ -38,11 +38,20 @@ func TestKernels(t *testing.T) {
 		t.Fatal(err)
 	}
 	some := selection{strings.Fields(os.Getenv(packagesEnv)), os.Getenv(runEnv)}
-	var columns []column
-	for _, k := range kernels {
+	columns := make([]column, len(kernels))
+	// Once all kernels are done. Shown without -v too, as go test in a package's
+	// own directory does.
+	t.Cleanup(func() {
+		fmt.Println()
+		if err := writeMatrix(os.Stdout, columns); err != nil {
+			t.Error(err)
+		}
+	})
+	for i, k := range kernels {
+		c := &columns[i]
+		*c = column{kernel: k, jobs: jobsFor(k, some)}
 		t.Run(k.Name, func(t *testing.T) {
-			c := column{kernel: k, jobs: jobsFor(k, some)}
-			defer func() { columns = append(columns, c) }()
+			t.Parallel() // a machine keeps one processor busy
 			if len(c.jobs) == 0 {
 				t.Fatalf("%s: no such package is run in a virtual machine: %q", packagesEnv, some.packages)
 			}
@@ -60,11 +69,6 @@ func TestKernels(t *testing.T) {
 				report(t, r)
 			}
 		})
-	}
-	// Shown without -v too, as go test in a package's own directory does.
-	fmt.Println()
-	if err := writeMatrix(os.Stdout, columns); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -57,7 +57,8 @@ func (m machine) arguments() []string {
 		"-kernel", m.kernel,
 		"-initrd", m.initrd,
 		// A kernel that has an Oops is of no use any more: it stops, and QEMU with
-		// it, instead of going on with what the Oops has left.
+		// it, instead of going on with what the Oops has left. RCU in a hurry: the
+		// end of a trace or of a network namespace waits for it many times.
 		"-append", "console=ttyS0 loglevel=4 oops=panic panic=-1 rcupdate.rcu_expedited=1",
 	}
 }
