@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 const (
@@ -121,7 +120,7 @@ func report(t *testing.T, r result) {
 			})
 		}
 		if r.verdict == failure {
-			t.Errorf("%s, after %v:\n%s", r.reason, r.took.Round(time.Second), tail(r.output, 200))
+			t.Error(strings.TrimSpace(fmt.Sprintf("%s, after %v\n%s", r.reason, r.took, tail(r.output, 200))))
 		}
 	})
 }

@@ -89,16 +89,21 @@ func TestRunJobs(t *testing.T) {
 		{
 			name:  "a test fails",
 			boots: []script{{messages: all(ended("a", passing+failing, 1), ended("b", passing, 0))}},
-			want:  []string{"a FAIL 1 tests failed", "b ok"},
+			want:  []string{"a FAIL failed tests: 1", "b ok"},
 		},
 		{
 			name:  "a test fails, and the exit code says nothing",
 			boots: []script{{messages: all(ended("a", passing+failing, 0), ended("b", passing, 0))}},
-			want:  []string{"a FAIL 1 tests failed", "b ok"},
+			want:  []string{"a FAIL failed tests: 1", "b ok"},
 		},
 		{
 			name:  "a binary dies in a test",
 			boots: []script{{messages: all(ended("a", passing+"\x16=== RUN   TestDie\npanic: x\n", 2), ended("b", passing, 0))}},
+			want:  []string{"a FAIL exit code 2, last heard of in a TestDie", "b ok"},
+		},
+		{
+			name:  "a test fails, and then the binary dies",
+			boots: []script{{messages: all(ended("a", failing+"\x16=== RUN   TestDie\npanic: x\n", 2), ended("b", passing, 0))}},
 			want:  []string{"a FAIL exit code 2, last heard of in a TestDie", "b ok"},
 		},
 		{

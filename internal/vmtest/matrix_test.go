@@ -20,7 +20,7 @@ func TestWriteMatrix(t *testing.T) {
 			crashes: []string{"in tracer TestB: BUG: oops"},
 			results: []result{
 				{job: jobs[0], verdict: success, took: 2 * time.Second},
-				{job: jobs[1], verdict: failure, reason: "1 tests failed", took: 90 * time.Second, tests: []test{
+				{job: jobs[1], verdict: failure, reason: "failed tests: 1", took: 90 * time.Second, tests: []test{
 					{name: "TestA", verdict: success}, {name: "TestScenarios/a", verdict: success}, {name: "TestB/x", verdict: failure, reason: "got 1"}, {name: "TestB", verdict: failure},
 				}},
 				{job: jobs[2], verdict: success, took: time.Second, tests: []test{
@@ -49,7 +49,7 @@ loadgen            -         -
 internal/clock     -         -
 [1] nothing to be had
 [2] a boot crashed and was repeated: in tracer TestB: BUG: oops
-[3] 1 tests failed
+[3] failed tests: 1
 [4] got 1
 [5] not here
 `

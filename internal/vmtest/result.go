@@ -39,7 +39,7 @@ type result struct {
 	job     job
 	verdict verdict
 	reason  string // of a failure; one line
-	output  string
+	output  string // what its tests don't tell
 	took    time.Duration
 	tests   []test // of a test binary, in the order in which they began
 }
@@ -135,14 +135,16 @@ func (r *recording) result(ctx context.Context, j job, end guest.Message) (resul
 	if err != nil {
 		return res, fmt.Errorf("%s: %w", j.Name, err)
 	}
-	if n := res.count(failure); n > 0 {
-		fail("%d tests failed", n)
-	}
+	// A test binary exits with 1 if a test failed, and its tests have said all.
+	n := res.count(failure)
 	switch {
 	case end.Text != "":
 		fail("%s %s", r.where(), end.Text)
-	case end.Code != 0:
+	case end.Code > 1 || end.Code != 0 && n == 0:
 		fail("exit code %d, last heard of %s", end.Code, r.where())
+	case n > 0:
+		fail("failed tests: %d", n)
+		res.output = ""
 	case res.count(success) == 0:
 		fail("no test was run")
 	}
