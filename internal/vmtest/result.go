@@ -210,8 +210,8 @@ var (
 )
 
 // reasonOf finds, in one line, what the test itself said last: of a skip that is
-// the reason. A failure's words can't be told from what it logs, so there are
-// some more of them.
+// the reason. A failure's words can't be told from what is logged, but come before
+// what is logged because of it, so there are some of the first.
 func reasonOf(v verdict, output string) string {
 	var said []string
 	for line := range strings.Lines(output) {
@@ -230,9 +230,8 @@ func reasonOf(v verdict, output string) string {
 		}
 		said = append(said, line)
 	}
-	lines := 1
 	if v == failure {
-		lines = 3
+		return strings.Join(said[:min(3, len(said))], " | ")
 	}
-	return strings.Join(said[max(0, len(said)-lines):], " | ")
+	return strings.Join(said[max(0, len(said)-1):], "")
 }
