@@ -203,6 +203,12 @@ func coverage(chosen []probe, syms symbols, kinds []Kind) Coverage {
 			grade(tcp.FactRstSent, tcp.Inferred)
 		}
 	}
+	// Data for a FIN_WAIT2 minisock is answered by RST, which the kernel then does not
+	// show: such an end looks like a replacement by SYN.
+	everyRst := slices.ContainsFunc(chosen, func(p probe) bool { return p.program == bpf.ProbesProgRstSent })
+	if !everyRst && c[tcp.FactTWCause] == tcp.Exact {
+		c[tcp.FactTWCause] = tcp.Inferred
+	}
 	// Without the kernel's word, a conversion shows at the minisock's end.
 	if c[tcp.FactTWConvert] == tcp.NotObservable && c[tcp.FactTWEnd] == tcp.Exact {
 		c[tcp.FactTWConvert] = tcp.Inferred

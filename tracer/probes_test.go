@@ -109,7 +109,7 @@ func TestChoose(t *testing.T) {
 		{
 			name: "5.15", kernel: v515,
 			programs: []string{"state", "tw_start", "tw_cancel", "tw_expire", "rst_sent_plain", "rst_received"},
-			grades:   map[tcp.Fact]tcp.Grade{tcp.FactRstSent: tcp.Inferred, tcp.FactRstReason: tcp.NotObservable},
+			grades:   map[tcp.Fact]tcp.Grade{tcp.FactRstSent: tcp.Inferred, tcp.FactRstReason: tcp.NotObservable, tcp.FactTWCause: tcp.Inferred},
 		},
 		{
 			name: "too few arguments", kernel: map[string]int{"inet_sock_set_state": 2, "tcp_send_reset": 1, "tcp_receive_reset": 1},

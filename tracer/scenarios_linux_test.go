@@ -310,7 +310,9 @@ var scenarios = []scenario{
 			if hz := s.hz(); int(enter.Ticks) > 4*hz || int(enter.Ticks) < hz/2 {
 				s.Errorf("set for %d jiffies of 1/%d s, tcp_fin_timeout is 1 s", enter.Ticks, hz)
 			}
-			s.wantReason(s.one("RST", s.ofKind(tcp.KindRstSent)), "NO_SOCKET")
+			if s.seesEveryRst() {
+				s.wantReason(s.one("RST", s.ofKind(tcp.KindRstSent)), "NO_SOCKET")
+			}
 		},
 	},
 	{
@@ -399,12 +401,14 @@ var scenarios = []scenario{
 		},
 		counters: map[string]uint64{"server.Tcp.OutRsts": 1, "client.Tcp.AttemptFails": 1, "client.Tcp.ActiveOpens": 1},
 		want: func(s *scene) {
-			sent := s.one("RST", s.ofKind(tcp.KindRstSent))
 			want := tcp.FourTuple{Local: s.server, Peer: netip.AddrPortFrom(s.lab.ClientAddrs()[0], bound)}
-			if sent.Tuple != want || sent.Cookie != 0 || sent.NetNS != NetNS(s.lab.Server().Cookie()) || sent.Flags&tcp.FlagActive != 0 {
-				s.Errorf("RST %+v, want one without socket of %v", sent, want)
+			if s.seesEveryRst() {
+				sent := s.one("RST", s.ofKind(tcp.KindRstSent))
+				if sent.Tuple != want || sent.Cookie != 0 || sent.NetNS != NetNS(s.lab.Server().Cookie()) || sent.Flags&tcp.FlagActive != 0 {
+					s.Errorf("RST %+v, want one without socket of %v", sent, want)
+				}
+				s.wantReason(sent, "NO_SOCKET")
 			}
-			s.wantReason(sent, "NO_SOCKET")
 			end := s.one("the attempt's end", s.filter(is(tcp.Close, tcp.SynSent)))
 			if end.Errno != tcp.ECONNREFUSED || end.Flags != 0 || end.Tuple != want.Reverse() {
 				s.Errorf("the attempt ended with %v, flags %b, of %v", end.Errno, end.Flags, end.Tuple)
@@ -478,10 +482,12 @@ var scenarios = []scenario{
 				s.closeFirst(c.client, c.server)
 			}
 		},
-		counters: map[string]uint64{"client.TcpExt.TW": 20, "client.TcpExt.TWRecycled": 18},
+		counters: map[string]uint64{"client.TcpExt.TW": 20},
 		want: func(s *scene) {
-			if n := len(s.ended(tcp.CauseReusedByConnect)); n != 18 {
-				s.Errorf("%d reused, want 18: 20 connections over 2 ports", n)
+			// As many as the kernel counted, which is checked for every scene: 18, or 19 if
+			// the first is old enough before the second port is needed.
+			if n := len(s.ended(tcp.CauseReusedByConnect)); n != 18 && n != 19 {
+				s.Errorf("%d reused by 20 connections over 2 ports", n)
 			}
 			s.Logf("%d connects found no port that was old enough", len(s.noPort))
 		},
@@ -526,10 +532,12 @@ var scenarios = []scenario{
 		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.Tcp.OutRsts": 1, "server.Tcp.EstabResets": 1},
 		want: func(s *scene) {
 			c := s.conns[0]
-			s.wantCookie(s.one("kill", s.ended(tcp.CauseKilledByRst)), c.clientCookie)
-			sent := s.one("RST", s.ofKind(tcp.KindRstSent))
-			s.wantCookie(sent, c.clientCookie)
-			s.wantReason(sent, "TCP_TIMEWAIT_SOCKET")
+			if s.seesEveryRst() { // also what the data was answered with, and so why the minisock ended
+				s.wantCookie(s.one("kill", s.ended(tcp.CauseKilledByRst)), c.clientCookie)
+				sent := s.one("RST", s.ofKind(tcp.KindRstSent))
+				s.wantCookie(sent, c.clientCookie)
+				s.wantReason(sent, "TCP_TIMEWAIT_SOCKET")
+			}
 			s.wantCookie(s.one("RST received", s.ofKind(tcp.KindRstReceived)), c.serverCookie)
 		},
 	},
@@ -814,6 +822,9 @@ func (s *scene) wantNone(k Kind) {
 		s.Errorf("%d events %v, want none", n, k)
 	}
 }
+
+// seesEveryRst: until 6.9 the kernel reports those of full sockets only.
+func (s *scene) seesEveryRst() bool { return s.trace.Coverage()[tcp.FactRstSent] == tcp.Exact }
 
 func (s *scene) wantReason(ev Event, want string) {
 	s.Helper()

@@ -596,7 +596,7 @@ var accounts = []struct {
 	// __inet_twsk_schedule: TWKilled for at most four seconds.
 	{[]string{"TcpExt.TW", "TcpExt.TWKilled"}, tcp.FactTWEnter, kind(tcp.KindTWEnter)},
 	// __inet_check_established, __inet_hash_connect.
-	{[]string{"TcpExt.TWRecycled"}, tcp.FactTWCause, func(ev *Event) bool {
+	{[]string{"TcpExt.TWRecycled"}, tcp.FactTWEnd, func(ev *Event) bool {
 		return ev.Kind == tcp.KindTWEnd && ev.Cause == tcp.CauseReusedByConnect
 	}},
 	// tcp_time_wait, when inet_twsk_alloc gave none.

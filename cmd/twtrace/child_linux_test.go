@@ -75,7 +75,7 @@ func hideBTF() error {
 }
 
 func fewFiles() error {
-	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 80, Max: 80})
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 128, Max: 128})
 }
 
 func loopbackUp() error {

@@ -199,6 +199,9 @@ func (r *session) startServer() error {
 func (r *session) startTrace() error {
 	var scope []tracer.NetNS
 	for _, s := range r.sides {
+		if s.netns == 0 {
+			return fmt.Errorf("%w: it gives network namespaces no cookies (SO_NETNS_COOKIE, since 5.14)", tracer.ErrTooOld)
+		}
 		scope = append(scope, s.netns)
 	}
 	var err error

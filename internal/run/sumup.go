@@ -33,7 +33,7 @@ func (r *session) findSides() []side {
 
 // check is a row of the comparison with the kernel's own counters: where the
 // same fact is counted by someone else. It is left out where this kernel does not
-// show the fact.
+// show all of the fact.
 type check struct {
 	counter string
 	fact    tcp.Fact
@@ -51,7 +51,7 @@ var checks = []check{
 	// Since 5.17 both count when the minisock's timer is set; a short one is TWKilled.
 	{counter: "TcpExt.TW", fact: tcp.FactTWEnter, twtrace: func(t *timeline.Totals) uint64 { return t.TWEnter - t.TWShort }},
 	{counter: "TcpExt.TWKilled", fact: tcp.FactTWEnter, twtrace: func(t *timeline.Totals) uint64 { return t.TWShort }},
-	{counter: "TcpExt.TWRecycled", fact: tcp.FactTWCause, twtrace: func(t *timeline.Totals) uint64 { return t.TWEnd[tcp.CauseReusedByConnect] }},
+	{counter: "TcpExt.TWRecycled", fact: tcp.FactTWEnd, twtrace: func(t *timeline.Totals) uint64 { return t.TWEnd[tcp.CauseReusedByConnect] }},
 	{counter: "TcpExt.TCPTimeWaitOverflow", fact: tcp.FactTWOverflow, twtrace: func(t *timeline.Totals) uint64 { return t.TWOverflow }},
 	{counter: "TcpExt.TCPAbortOnData", fact: tcp.FactState, twtrace: func(t *timeline.Totals) uint64 { return t.Linger0 + t.DataAfterClose }},
 	{counter: "TcpExt.TCPSynRetrans", fact: tcp.FactRetransmit, twtrace: func(t *timeline.Totals) uint64 { return t.SynRetransmits + t.SynAckRetransmits }},
@@ -165,7 +165,7 @@ func (r *session) addSide(side side, kernel netlab.Counters) {
 	s.Retransmits.SynAck += int(t.SynAckRetransmits)
 	s.Retransmits.Other += int(t.Retransmits)
 	for _, c := range checks {
-		if s.Coverage[c.fact] == tcp.NotObservable || c.listener && r.opts.Net.Kind == netlab.Host {
+		if s.Coverage[c.fact] != tcp.Exact || c.listener && r.opts.Net.Kind == netlab.Host {
 			continue
 		}
 		row := report.CrossCheck{
