@@ -23,7 +23,7 @@ run: build ## the main job; ARGS="--tw-reuse 1" for another storm
 	$(SUDO) ./twtrace run $(ARGS)
 
 test: ## every test; as root also those on the real kernel
-	$(ASROOT) $(GO) test ./...
+	$(ASROOT) $(GO) test -p 1 ./...
 
 # Not as root: QEMU emulates the whole machine. A kernel's packages stay in
 # ~/.cache/twtrace/kernels (or TWTRACE_KERNEL_CACHE) until they are removed. VMS
@@ -35,7 +35,7 @@ test-vm: ## the tests on other kernels, in virtual machines; KERNELS="6.1 6.12" 
 		$(GO) test -C internal/vmtest -run '^TestKernels$$' -count 1 -timeout 3h -parallel $(VMS) $(VMFLAGS)
 
 race: ## the same under the race detector
-	$(ASROOT) $(GO) test -race ./...
+	$(ASROOT) $(GO) test -p 1 -race ./...
 
 lint: ## formatting, vet and the linters, the import rule among them
 	@test -z "$$($(GO) list -f '{{.Dir}}' ./... | xargs gofmt -l)" || { echo "run gofmt -w ."; exit 1; }

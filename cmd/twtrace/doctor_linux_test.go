@@ -46,7 +46,7 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
 	for _, name := range []string{
-		"btf", "privilege for run", "kernel-symbols", "rings", "namespaces", "inet_sock_set_state", "timer_start", "ports",
+		"btf", "privilege for run", "kernel-symbols", "ring", "namespaces", "inet_sock_set_state", "timer_start", "ports",
 	} {
 		if f := checks[name]; f.Status != "ok" {
 			t.Errorf("%s: %+v", name, f)
@@ -95,7 +95,7 @@ func TestDoctorSays(t *testing.T) {
 	}{
 		{
 			"nobody", worldPlain, asNobody,
-			[]string{"privilege for run", "trace", "rings", "namespaces"},
+			[]string{"privilege for run", "trace", "ring", "namespaces"},
 			map[string]string{
 				"trace": "without CAP_BPF, CAP_PERFMON", "namespaces": "without CAP_SYS_ADMIN, CAP_NET_ADMIN",
 				"btf": "/sys/kernel/btf/vmlinux", "timer_cancel": "1 argument; only root may attach",
@@ -115,11 +115,11 @@ func TestDoctorSays(t *testing.T) {
 		{
 			"CAP_BPF alone", worldPlain, func(cmd *exec.Cmd) { asUserWith(cmd, []privilege.Capability{cap.BPF}) },
 			[]string{"privilege for run", "trace", "namespaces"},
-			map[string]string{"trace": "without CAP_PERFMON", "rings": "16 MiB"},
+			map[string]string{"trace": "without CAP_PERFMON", "ring": "16 MiB"},
 		},
 		{
 			"rootless container", worldPlain, asRootless,
-			[]string{"privilege for run", "trace", "rings"},
+			[]string{"privilege for run", "trace", "ring"},
 			map[string]string{"trace": "in this user namespace", "namespaces": "joined by veth, were made"},
 		},
 	} {

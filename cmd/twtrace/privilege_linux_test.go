@@ -112,17 +112,30 @@ func TestNeeds(t *testing.T) {
 	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth, testenv.BPF)
 	for _, need := range privilege.Needs {
 		words := strings.Fields(need.Command)
-		if words[0] != "run" {
+		switch words[0] {
+		case "run":
+		case "trace":
+			words = append(words, "--duration", "100ms", "--kind", "state,tw-enter")
+		default:
 			continue
 		}
 		child := func(t *testing.T, caps []privilege.Capability) (code int, stdout, stderr string) {
-			args := append(slices.Clone(words), "--loops", "1", "--connections", "20", "-o", "json")
+			args := append(slices.Clone(words), "-o", "json")
+			if words[0] == "run" {
+				args = append(args, "--loops", "1", "--connections", "20")
+			}
 			cmd := command(t, worldPlain, args...)
 			asUserWith(cmd, caps)
 			return finish(t, cmd)
 		}
 		t.Run(need.Command, func(t *testing.T) {
 			code, stdout, stderr := child(t, slices.Concat(need.Must, need.Should))
+			if words[0] == "trace" {
+				if code != exitDone || strings.Contains(stderr, "not observable") {
+					t.Errorf("exit code %d, stderr %q", code, stderr)
+				}
+				return
+			}
 			if code != exitDone || stderr != "" {
 				t.Fatalf("exit code %d, stderr %q", code, stderr)
 			}
@@ -157,6 +170,12 @@ func TestNeeds(t *testing.T) {
 				t.Skip("this kernel shows its symbols' addresses to everybody")
 			}
 			code, stdout, stderr := child(t, need.Must)
+			if words[0] == "trace" {
+				if code != exitDone || !strings.Contains(stderr, "not observable on this kernel") || !strings.Contains(stderr, "tw-enter") {
+					t.Errorf("exit code %d, stderr %q", code, stderr)
+				}
+				return
+			}
 			if code != exitDone || !strings.Contains(stdout, `"time-wait-enter": "not observable"`) {
 				t.Errorf("exit code %d, stdout:\n%s", code, stdout)
 			}

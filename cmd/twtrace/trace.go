@@ -17,6 +17,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/cgroup"
 	"github.com/twtrace/twtrace/internal/eventline"
+	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/watch"
 	"github.com/twtrace/twtrace/tracer"
@@ -137,9 +138,14 @@ func (a *app) trace(ctx context.Context, f *traceFlags, args []string) error {
 	signal.Notify(pipe, unix.SIGPIPE)
 	defer signal.Stop(pipe)
 
+	if a.dropPrivilege {
+		opts.OnReady = func(stats func() error) error {
+			return privilege.Drop(append(privilege.Attach, privilege.ReadStats(stats))...)
+		}
+	}
 	account, err := watch.Run(ctx, opts)
 	if err != nil {
-		return err
+		return privilege.Explain(privilege.Trace, err)
 	}
 	if !account.Unwritten {
 		a.traceAccount(account, &opts)

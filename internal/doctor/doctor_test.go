@@ -239,15 +239,15 @@ func TestErr(t *testing.T) {
 		checks string // that stand in the way; "": none
 	}{
 		{"able", able(nil), ""},
-		{"ordinary", ordinary(), "privilege for run, trace, rings, namespaces"},
-		{"bare", bare(), "btf, trace, rings, namespaces"},
+		{"ordinary", ordinary(), "privilege for run, trace, ring, namespaces"},
+		{"bare", bare(), "btf, trace, ring, namespaces"},
 		{"no TIME_WAIT", func() *Machine {
 			m := able(map[string]string{"proc/kallsyms": gone})
 			m.Held = privilege.Of(cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE)
 			return m
 		}(), ""},
 		{"rootless container", refusing(able(map[string]string{"proc/self/uid_map": "0 1000 1\n"})),
-			"privilege for run, trace, rings, namespaces"},
+			"privilege for run, trace, ring, namespaces"},
 		{"no namespaces", able(map[string]string{"proc/sys/user/max_net_namespaces": "0\n"}), "namespaces"},
 	} {
 		err := Examine(tt.m).Err()
@@ -322,8 +322,8 @@ func TestChecks(t *testing.T) {
 		{"kernel-symbols", map[string]string{"proc/kallsyms": gone}, nil, Limited, []string{"CONFIG_KALLSYMS"}},
 		{"kernel-symbols", map[string]string{"proc/kallsyms": "ffffffff82050000 T tcp_done\n"}, nil, Limited, []string{"no tw_timer_handler"}},
 		{"kernel-symbols", map[string]string{"proc/kallsyms": "no number\n"}, nil, Limited, []string{"no tw_timer_handler"}},
-		{"rings", nil, func(m *Machine) { m.LockedMemory = ^uint64(0) }, OK, []string{"16 MiB for each CPU (4)", "RLIMIT_MEMLOCK unlimited"}},
-		{"rings", nil, func(m *Machine) { m.Rings = func(int, int) error { return unix.ENOMEM } }, Missing, []string{"cannot allocate memory"}},
+		{"ring", nil, func(m *Machine) { m.LockedMemory = ^uint64(0) }, OK, []string{"16 MiB for each CPU (4)", "RLIMIT_MEMLOCK unlimited"}},
+		{"ring", nil, func(m *Machine) { m.Rings = func(int, int) error { return unix.ENOMEM } }, Missing, []string{"cannot allocate memory"}},
 		{"iterators", nil, func(m *Machine) { m.Attach = func(ebpf.AttachType, string) error { return ebpf.ErrNotSupported } }, Limited,
 			[]string{"not supported", "next event"}},
 		{"fentry", nil, func(m *Machine) { m.Attach = func(ebpf.AttachType, string) error { return unix.EPERM } }, Limited,

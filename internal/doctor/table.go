@@ -56,7 +56,7 @@ func checks() []check {
 		check{groupPrivilege, "kernel.unprivileged_bpf_disabled", false, unprivilegedBPF},
 		check{groupTrace, "trace", true, trace},
 		check{groupTrace, "kernel-symbols", false, kernelSymbols},
-		check{groupTrace, "rings", true, rings},
+		check{groupTrace, "ring", true, rings},
 		check{groupTrace, "iterators", false, attach(ebpf.AttachTraceIter, "tcp",
 			"a snapshot of the sockets that are there already, TIME_WAITs with their time left included",
 			"what was there before a trace began is seen only from its next event on")},
@@ -364,14 +364,14 @@ func kernelSymbols(m *Machine) Finding {
 }
 
 func rings(m *Machine) Finding {
-	size := fmt.Sprintf("one of %d MiB for each CPU (%d)", tracer.DefaultRingSize>>20, m.CPUs)
+	size := fmt.Sprintf("%d MiB", tracer.DefaultRingSize>>20)
 	limit := "unlimited"
 	if m.LockedMemory < 1<<62 {
 		limit = fmt.Sprintf("%d KiB", m.LockedMemory>>10)
 	}
 	found := size + "; RLIMIT_MEMLOCK " + limit
 	const means = "events wait there for twtrace; since 5.11 they count for the memory cgroup, before for RLIMIT_MEMLOCK"
-	err := m.Rings(m.CPUs, tracer.DefaultRingSize)
+	err := m.Rings(1, tracer.DefaultRingSize)
 	if errors.Is(err, os.ErrPermission) && (len(m.Held.Missing(privilege.RunHost.Must)) > 0 || !m.initialUser()) {
 		f := refused(m, err, privilege.RunHost, means)
 		f.Found = found + ": " + f.Found

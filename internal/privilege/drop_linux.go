@@ -26,6 +26,13 @@ type Later struct {
 // kernel.unprivileged_bpf_disabled behaviour").
 func ReadStats(stats func() error) Later { return Later{cap.BPF, stats} }
 
+// Attach is what a trace asks for that attaches programs later, when there is a
+// listener to watch.
+var Attach = []Later{
+	{cap.BPF, func() error { return os.ErrPermission }},
+	{cap.PERFMON, func() error { return os.ErrPermission }},
+}
+
 // Drop gives up every capability that later does not ask for, on every thread of
 // the process, those locked to goroutines included, for good: from the effective,
 // permitted, inheritable, ambient and bounding sets. No program that the process

@@ -53,6 +53,11 @@ var (
 		Must:    []Capability{cap.BPF, cap.PERFMON},
 		Should:  []Capability{cap.SYSLOG}, Loses: losesTimeWait, Traces: true,
 	}
+	Trace = Need{
+		Command: "trace",
+		Must:    []Capability{cap.BPF, cap.PERFMON},
+		Should:  []Capability{cap.SYSLOG}, Loses: losesTimeWait, Traces: true,
+	}
 	RunHostNoTrace = Need{Command: "run --no-trace --net host"}
 	Serve          = Need{Command: "serve"}
 	ServeLowPort   = Need{
@@ -62,7 +67,7 @@ var (
 )
 
 // Needs is every row, in the order in which doctor shows them.
-var Needs = []Need{RunPair, RunPairNoTrace, RunHost, RunHostNoTrace, Serve, ServeLowPort}
+var Needs = []Need{RunPair, RunPairNoTrace, RunHost, RunHostNoTrace, Trace, Serve, ServeLowPort}
 
 // included says which capability does for another as well
 // (include/linux/capability.h, bpf_capable and perfmon_capable).

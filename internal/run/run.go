@@ -148,9 +148,27 @@ func (r *session) setUp() (err error) {
 	}
 	if r.opts.Target.IsValid() {
 		r.target = r.opts.Target
-		return r.checkRoute()
+		if err := r.checkRoute(); err != nil {
+			return err
+		}
+	} else if err := r.startServer(); err != nil {
+		return err
 	}
-	return r.startServer()
+	return r.watchListeners()
+}
+
+// watchListeners has the trace find the listeners there are, so that the programs for
+// them are in place before the storm begins and capabilities are dropped.
+func (r *session) watchListeners() error {
+	if r.trace == nil {
+		return nil
+	}
+	for _, s := range r.sides {
+		if err := s.ns.Do(r.trace.Snapshot); err != nil {
+			return fmt.Errorf("find the listeners: %w", err)
+		}
+	}
+	return nil
 }
 
 // checkRoute asks the kernel for a route to the target, sending nothing.

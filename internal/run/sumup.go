@@ -38,9 +38,6 @@ type check struct {
 	counter string
 	fact    tcp.Fact
 	twtrace func(t *timeline.Totals) uint64
-	// listener rows need every listener of the namespace to have been made in the
-	// sight of the trace.
-	listener bool
 }
 
 var checks = []check{
@@ -55,8 +52,8 @@ var checks = []check{
 	{counter: "TcpExt.TCPTimeWaitOverflow", fact: tcp.FactTWOverflow, twtrace: func(t *timeline.Totals) uint64 { return t.TWOverflow }},
 	{counter: "TcpExt.TCPAbortOnData", fact: tcp.FactState, twtrace: func(t *timeline.Totals) uint64 { return t.Linger0 + t.DataAfterClose }},
 	{counter: "TcpExt.TCPSynRetrans", fact: tcp.FactRetransmit, twtrace: func(t *timeline.Totals) uint64 { return t.SynRetransmits + t.SynAckRetransmits }},
-	{counter: "TcpExt.ListenOverflows", fact: tcp.FactListenDrop, twtrace: func(t *timeline.Totals) uint64 { return t.ListenOverflows }, listener: true},
-	{counter: "TcpExt.ListenDrops", fact: tcp.FactListenDrop, twtrace: func(t *timeline.Totals) uint64 { return t.ListenDrops }, listener: true},
+	{counter: "TcpExt.ListenOverflows", fact: tcp.FactListenDrop, twtrace: func(t *timeline.Totals) uint64 { return t.ListenOverflows }},
+	{counter: "TcpExt.ListenDrops", fact: tcp.FactListenDrop, twtrace: func(t *timeline.Totals) uint64 { return t.ListenDrops }},
 }
 
 // timeWaitsNow is the kernel's own number of TIME_WAIT minisocks that exist in a
@@ -165,7 +162,7 @@ func (r *session) addSide(side side, kernel netlab.Counters) {
 	s.Retransmits.SynAck += int(t.SynAckRetransmits)
 	s.Retransmits.Other += int(t.Retransmits)
 	for _, c := range checks {
-		if s.Coverage[c.fact] != tcp.Exact || c.listener && r.opts.Net.Kind == netlab.Host {
+		if s.Coverage[c.fact] != tcp.Exact {
 			continue
 		}
 		row := report.CrossCheck{

@@ -62,6 +62,7 @@ func (s *session) command(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoCommand, err)
 	}
+	readyErr := s.ready() // the command has what the caller had
 	ended := make(chan struct{})
 	told := make(chan struct{})
 	go func() {
@@ -89,9 +90,9 @@ func (s *session) command(ctx context.Context) error {
 	s.account.Exit = exitStatus(cmd.ProcessState)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
-		return fmt.Errorf("run the command: %w", err)
+		return errors.Join(readyErr, fmt.Errorf("run the command: %w", err))
 	}
-	return nil
+	return readyErr
 }
 
 // exitStatus is how a shell tells the end of a process (sh(1p), 2.8.2).

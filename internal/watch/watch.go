@@ -41,6 +41,11 @@ type Options struct {
 	// Command is run while the trace goes on, and the trace ends with it; nil: none.
 	// Its Cmd must not have been started.
 	Command *exec.Cmd
+	// OnReady is called once, when everything that needs a privilege is done but what
+	// the tracer attaches later (see tracer.Options): programs are in place, what exists is
+	// listed, and Command has been started; nil: nothing. It is given what will be read
+	// of the trace at its end.
+	OnReady func(stats func() error) error
 	// Writer is asked for once what lines need to know is known.
 	Writer func(Start) eventline.Writer
 }
@@ -85,6 +90,7 @@ func (a *Account) Incomplete(strict bool) bool {
 // source is the trace itself, as a session uses it.
 type source interface {
 	Start() error
+	Snapshot() error
 	Read(ctx context.Context, events []tcp.Event) (int, error)
 	Stop() error
 	Close() error
@@ -92,12 +98,6 @@ type source interface {
 	Coverage() tcp.Coverage
 	RstReasons() map[uint32]string
 	HZ() (int, error)
-}
-
-// snapshotter is a source that puts an event into its stream for each socket of the
-// calling thread's network namespace.
-type snapshotter interface {
-	Snapshot() error
 }
 
 var _ source = (*tracer.Tracer)(nil)
@@ -221,6 +221,9 @@ func (s *session) follow(ctx, until context.Context) error {
 	go func() {
 		err := s.snapshot()
 		listingDone()
+		if err == nil && s.opts.Command == nil {
+			err = s.ready()
+		}
 		if err == nil && s.opts.Command != nil && until.Err() == nil {
 			err = s.command(ctx)
 			s.end()
@@ -243,14 +246,23 @@ func (s *session) follow(ctx, until context.Context) error {
 	return errors.Join(err, <-others)
 }
 
+func (s *session) ready() error {
+	if s.opts.OnReady == nil {
+		return nil
+	}
+	return s.opts.OnReady(func() error {
+		_, err := s.trace.Stats()
+		return err
+	})
+}
+
 // snapshot lists what exists already.
 func (s *session) snapshot() error {
-	lister, ok := s.trace.(snapshotter) // the one place where the tracer's Snapshot is called
-	if !ok || !s.opts.Snapshot {
+	if !s.opts.Snapshot {
 		return nil
 	}
 	for _, ns := range s.spaces {
-		if err := ns.Do(lister.Snapshot); err != nil {
+		if err := ns.Do(s.trace.Snapshot); err != nil {
 			return fmt.Errorf("list the sockets that exist already: %w", err)
 		}
 	}
