@@ -71,6 +71,22 @@ static __always_inline void count_untracked(void)
 		__sync_fetch_and_add(&acc->untracked, 1);
 }
 
+/* A pointer as a number, as functions that are verified alone take it. */
+static __always_inline __u64 address_of(const void *p)
+{
+	const void *at = p;
+	__u64 address = 0;
+
+	bpf_probe_read_kernel(&address, sizeof(address), &at);
+	return address;
+}
+
+/*
+ * Functions that are not static are verified once, and not again on every path that
+ * leads to them: without that, 6.1's verifier gives up on the larger programs.
+ */
+#define __global __attribute__((noinline))
+
 static __always_inline bool port_in(const volatile __u16 *filter, __u32 count, __u16 port)
 {
 	if (count == 0)
@@ -94,13 +110,20 @@ static __always_inline bool is_selected(__u64 cookie)
 	return !by_owner() || bpf_map_lookup_elem(&selected, &cookie);
 }
 
-/* Whether the options ask for events of this connection. */
-static __always_inline bool passes(__u16 family, __u16 lport, __u16 rport)
+__global int passes_filters(__u32 family, __u32 lport, __u32 rport)
 {
 	if (family_filter && family != family_filter)
 		return false;
 	return port_in(lport_filter, lport_count, lport) &&
 	       port_in(rport_filter, rport_count, rport);
+}
+
+/* Whether the options ask for events of this connection. */
+static __always_inline bool passes(__u16 family, __u16 lport, __u16 rport)
+{
+	if (!family_filter && !lport_count && !rport_count)
+		return true;
+	return passes_filters(family, lport, rport);
 }
 
 /*

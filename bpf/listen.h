@@ -24,42 +24,67 @@
 
 #define MAX_AT_ONCE 4 /* drops that one look reports */
 
-static __always_inline struct listeners *listeners_of(__u64 netns, __u16 port)
+/* Watch a listener; 0 if there is no room. */
+__global int watch_listener(__u64 address, __u64 netns, __u64 cookie, __u32 port)
 {
 	struct port_key key = {.netns = netns, .port = port};
-
-	return bpf_map_lookup_elem(&listening, &key);
-}
-
-static __always_inline void listener_begins(struct sock *sk, const struct facts *f)
-{
-	struct port_key key = {.netns = f->netns, .port = f->local_port};
 	struct listeners *l = bpf_map_lookup_elem(&listening, &key);
+	struct sock *sk = (void *)address;
 	struct account *acc;
 
 	if (!l) {
 		bpf_map_update_elem(&listening, &key, &no_listeners, BPF_NOEXIST);
 		l = bpf_map_lookup_elem(&listening, &key);
 	}
-	if (!l) {
-		count_untracked();
-		return;
-	}
+	if (!l)
+		return 0;
 	for (int i = 0; i < MAX_SHARED; i++) {
 		struct watched *w = &l->of[i];
 
-		if (w->cookie == f->cookie)
-			return;
-		if (!__sync_bool_compare_and_swap(&w->cookie, 0, f->cookie))
+		if (w->cookie == cookie)
+			return 1;
+		if (!__sync_bool_compare_and_swap(&w->cookie, 0, cookie))
 			continue;
-		w->seen = sk->sk_drops.counter;
-		w->sk = (__u64)sk;
+		w->seen = BPF_CORE_READ(sk, sk_drops.counter);
+		w->sk = address;
 		acc = this_account();
 		if (acc)
 			__sync_fetch_and_add(&acc->listeners_begun, 1);
-		return;
+		return 1;
 	}
-	count_untracked();
+	return 0;
+}
+
+static __always_inline void listener_begins(struct sock *sk, const struct facts *f)
+{
+	if (!watch_listener(address_of(sk), f->netns, f->cookie, f->local_port))
+		count_untracked();
+}
+
+/* Forget a listener; returns how many drops were not reported yet. */
+__global int unwatch_listener(__u64 address, __u64 netns, __u64 cookie, __u32 port)
+{
+	struct port_key key = {.netns = netns, .port = port};
+	struct listeners *l = bpf_map_lookup_elem(&listening, &key);
+	struct sock *sk = (void *)address;
+	struct account *acc = this_account();
+	__u32 n = 0;
+
+	if (!l)
+		return 0;
+	for (int i = 0; i < MAX_SHARED; i++) {
+		struct watched *w = &l->of[i];
+
+		if (w->cookie != cookie)
+			continue;
+		n = BPF_CORE_READ(sk, sk_drops.counter) - w->seen;
+		w->sk = 0;
+		w->seen = 0;
+		w->cookie = 0;
+		if (acc)
+			__sync_fetch_and_add(&acc->listeners_ended, 1);
+	}
+	return n;
 }
 
 /*
@@ -67,9 +92,10 @@ static __always_inline void listener_begins(struct sock *sk, const struct facts 
  * full SYN queue drops only without cookies; below that, it keeps a quarter for
  * peers that are known.
  */
-static __always_inline __u8 drop_cause(struct sock *sk, __u64 address, bool syn)
+__global int drop_cause(__u64 address, __u32 syn)
 {
 	struct inet_connection_sock *icsk = (void *)address;
+	struct sock *sk = (void *)address;
 	struct net *net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
 	__u32 max = BPF_CORE_READ(sk, sk_max_ack_backlog);
 	int queued = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
@@ -89,7 +115,7 @@ static __always_inline __u8 drop_cause(struct sock *sk, __u64 address, bool syn)
  * it came with a SYN cookie; for one that was held back for its data
  * (TCP_DEFER_ACCEPT) only the second does, and nothing is lost.
  */
-static __always_inline __u32 lost_acks(__u64 address, __u32 counted, __u8 cause)
+__global __u32 lost_acks(__u64 address, __u32 counted, __u32 cause)
 {
 	struct inet_connection_sock *icsk = (void *)address;
 
@@ -102,24 +128,8 @@ static __always_inline __u32 lost_acks(__u64 address, __u32 counted, __u8 cause)
 static __always_inline void listener_ends(struct sock *sk, struct facts *f, bool asked_for,
 					  __u8 *nth)
 {
-	struct listeners *l = listeners_of(f->netns, f->local_port);
-	struct account *acc = this_account();
-	__u32 n = 0;
+	__u32 n = unwatch_listener(address_of(sk), f->netns, f->cookie, f->local_port);
 
-	if (!l)
-		return;
-	for (int i = 0; i < MAX_SHARED; i++) {
-		struct watched *w = &l->of[i];
-
-		if (w->cookie != f->cookie)
-			continue;
-		n = (__u32)sk->sk_drops.counter - w->seen;
-		w->sk = 0;
-		w->seen = 0;
-		w->cookie = 0;
-		if (acc)
-			__sync_fetch_and_add(&acc->listeners_ended, 1);
-	}
 	if (!asked_for)
 		return;
 	f->flags |= FLAG_LATE;
@@ -173,7 +183,7 @@ static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool c
 		if (drops == seen || __sync_val_compare_and_swap(&w->seen, seen, drops) != seen)
 			continue;
 		n = drops - seen;
-		cause = drop_cause(sk, address, consumed);
+		cause = drop_cause(address, consumed);
 		if (!consumed)
 			n = lost_acks(address, n, cause);
 		for (__u32 j = 0; j < MAX_AT_ONCE && j < n; j++) {

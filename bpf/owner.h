@@ -12,8 +12,9 @@
 #define MAX_CGROUP_LEVEL 16
 
 /* The number of the task's process in the reader's pid namespace; 0: it has none there. */
-static __always_inline __u32 pid_of(struct task_struct *task)
+__global __u32 pid_of(__u64 task_address)
 {
+	struct task_struct *task = (void *)task_address;
 	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);
 	void *number = (void *)pid + bpf_core_field_offset(struct pid, numbers);
 	__u32 level = BPF_CORE_READ(pid, level);
@@ -39,13 +40,14 @@ static __always_inline void owner_of_task(struct owner *o, struct task_struct *t
 					  struct sock *sk)
 {
 	__builtin_memset(o, 0, sizeof(*o));
-	o->pid = pid_of(task);
+	o->pid = pid_of(address_of(task));
 	o->cgroup = cgroup_of(sk);
 	BPF_CORE_READ_STR_INTO(&o->comm, task, group_leader, comm);
 }
 
-static __always_inline bool in_cgroup(struct sock *sk)
+__global int in_cgroup(__u64 sk_address)
 {
+	struct sock *sk = (void *)sk_address;
 	struct cgroup *cg = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 
 	for (int level = 0; level < MAX_CGROUP_LEVEL && cg; level++) {
@@ -64,20 +66,27 @@ static __always_inline bool in_cgroup(struct sock *sk)
 	return false;
 }
 
-/* Whether the options ask for connections of this owner. */
-static __always_inline bool is_wanted_owner(const struct owner *o, struct sock *sk)
+__global int is_wanted_task(__u32 pid, __u64 comm0, __u64 comm1)
 {
-	const __u64 *comm = (const void *)o->comm;
 	bool ok = pid_count == 0;
 
 	for (__u32 i = 0; i < MAX_TASKS && i < pid_count; i++)
-		ok |= pid_filter[i] == o->pid;
+		ok |= pid_filter[i] == pid;
 	if (!ok)
 		return false;
 	ok = comm_count == 0;
 	for (__u32 i = 0; i < MAX_TASKS && i < comm_count; i++)
-		ok |= comm_filter[i][0] == comm[0] && comm_filter[i][1] == comm[1];
-	return ok && (cgroup_count == 0 || in_cgroup(sk));
+		ok |= comm_filter[i][0] == comm0 && comm_filter[i][1] == comm1;
+	return ok;
+}
+
+/* Whether the options ask for connections of this owner. */
+static __always_inline bool is_wanted_owner(const struct owner *o, struct sock *sk)
+{
+	const __u64 *comm = (const void *)o->comm;
+
+	return is_wanted_task(o->pid, comm[0], comm[1]) &&
+	       (cgroup_count == 0 || in_cgroup(address_of(sk)));
 }
 
 static __always_inline void select_connection(__u64 cookie)

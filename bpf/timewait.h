@@ -93,7 +93,7 @@ static __always_inline int handle_timer_start(struct timer_list *t)
  * What the function that holds this address means. Binary search over the
  * table of user space; 0: not in the table.
  */
-static __always_inline __u8 frame_cause(__u64 ip)
+__global int frame_cause(__u64 ip)
 {
 	__u32 lo = 0, hi = frame_count;
 
