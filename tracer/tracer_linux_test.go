@@ -343,7 +343,8 @@ func TestHZ(t *testing.T) {
 	s.finish()
 	enter := s.one("TIME_WAIT", s.ofKind(tcp.KindTWEnter))
 	hz := s.hz()
-	if enter.Ticks != uint32(60*hz) {
+	// A tick can pass between the kernel's look at the clock and the program's.
+	if want := uint32(60 * hz); enter.Ticks != want && enter.Ticks != want-1 {
 		t.Errorf("set for %d jiffies of 1/%d s, want 60 s", enter.Ticks, hz)
 	}
 	if len(left) != 1 {
