@@ -129,14 +129,7 @@ var scenarios = []scenario{
 		// takes itself for connected.
 		name: "last ACK dropped", v6: true,
 		do: func(s *scene) {
-			s.must("TCP_DEFER_ACCEPT", unix.SetsockoptInt(s.listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 10))
-			s.must("shorten the backlog", unix.Listen(s.listener, 0))
-			var clients []int
-			for range 2 {
-				fd, err := s.tryDial(0)
-				s.must("connect", err)
-				clients = append(clients, fd)
-			}
+			clients := s.heldBack(2, 0)
 			for _, fd := range clients {
 				s.write(fd)
 			}
@@ -145,12 +138,8 @@ var scenarios = []scenario{
 				return s.counters(server).Sub(s.before[server])["TcpExt.ListenOverflows"] > 0
 			})
 			for len(clients) > 0 {
-				c := s.accept(clients...)
+				c := s.acceptWithData(clients...)
 				clients = slices.DeleteFunc(clients, func(fd int) bool { return fd == c.client })
-				if n, err := s.read(c.server); n != 1 {
-					s.Fatalf("read %d bytes, %v", n, err)
-				}
-				s.closeFirst(c.client, c.server)
 			}
 		},
 		counters: map[string]uint64{"client.TcpExt.TW": 2},
@@ -161,14 +150,7 @@ var scenarios = []scenario{
 		// holds; there are no cookies.
 		name: "SYN queue full", v6: true, sysctls: "tcp_syncookies=0",
 		do: func(s *scene) {
-			s.must("TCP_DEFER_ACCEPT", unix.SetsockoptInt(s.listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 10))
-			s.must("shorten the backlog", unix.Listen(s.listener, 1))
-			var clients []int
-			for range 2 {
-				fd, err := s.tryDial(0)
-				s.must("connect", err)
-				clients = append(clients, fd)
-			}
+			clients := s.heldBack(2, 1)
 			third := s.socket(s.lab.Client())
 			connected := make(chan error)
 			go func() { connected <- connect(third, s.sockaddr(s.server)) }()
@@ -178,19 +160,11 @@ var scenarios = []scenario{
 			})
 			for _, fd := range clients {
 				s.write(fd)
-				c := s.accept(fd)
-				if n, err := s.read(c.server); n != 1 {
-					s.Fatalf("read %d bytes, %v", n, err)
-				}
-				s.closeFirst(c.client, c.server)
+				s.acceptWithData(fd)
 			}
 			s.must("connect", <-connected)
 			s.write(third)
-			c := s.accept(third)
-			if n, err := s.read(c.server); n != 1 {
-				s.Fatalf("read %d bytes, %v", n, err)
-			}
-			s.closeFirst(c.client, c.server)
+			s.acceptWithData(third)
 		},
 		counters: map[string]uint64{"server.TcpExt.ListenOverflows": 0, "client.TcpExt.TW": 3},
 		want:     func(s *scene) { s.wantDrop(tcp.CauseSynQueue, tcp.SynSent) },
@@ -776,6 +750,32 @@ func (s *scene) wantEvents(n int) {
 	if got := len(s.events) - len(s.ofKind(tcp.KindTWConvert)) - len(s.ofKind(tcp.KindSnapshot)); got != n {
 		s.Errorf("%d events, want %d", got, n)
 	}
+}
+
+// heldBack connects clients whose last ACK the listener holds back until data comes with
+// it (TCP_DEFER_ACCEPT).
+func (s *scene) heldBack(n, backlog int) (clients []int) {
+	s.Helper()
+	s.must("TCP_DEFER_ACCEPT", unix.SetsockoptInt(s.listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 10))
+	s.must("shorten the backlog", unix.Listen(s.listener, backlog))
+	for range n {
+		fd, err := s.tryDial(0)
+		s.must("connect", err)
+		clients = append(clients, fd)
+	}
+	return clients
+}
+
+// acceptWithData accepts one of the clients that were held back, reads its data, and
+// has it closed.
+func (s *scene) acceptWithData(clients ...int) conn {
+	s.Helper()
+	c := s.accept(clients...)
+	if n, err := s.read(c.server); n != 1 {
+		s.Fatalf("read %d bytes, %v", n, err)
+	}
+	s.closeFirst(c.client, c.server)
+	return c
 }
 
 // wantFailedConnect checks the event of the only connect() that failed.
