@@ -149,7 +149,7 @@ struct sock {
 	__u32 sk_max_ack_backlog;
 	__u16 sk_protocol;
 	struct sock_cgroup_data sk_cgrp_data;
-	unsigned char sk_userlocks;
+	unsigned char sk_userlocks : 4;
 };
 
 struct socket {

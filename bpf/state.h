@@ -57,7 +57,8 @@ static __always_inline __u8 connect_cause(struct sock *sk, __u16 local_port)
 {
 	if (!local_port)
 		return CAUSE_PORT_SEARCH;
-	return sk->sk_userlocks & SOCK_BINDPORT_LOCK ? CAUSE_FOUR_TUPLE_BUSY : CAUSE_NOT_SENT;
+	return BPF_CORE_READ_BITFIELD(sk, sk_userlocks) & SOCK_BINDPORT_LOCK ? CAUSE_FOUR_TUPLE_BUSY
+									     : CAUSE_NOT_SENT;
 }
 
 /* The owner, at the changes of state that show one; NULL at the others. */

@@ -754,18 +754,22 @@ func (s *scene) checkAccount() {
 
 func checkAccount(t testing.TB, st Stats, events []Event) {
 	t.Helper()
-	var recorded, rescued uint64
+	var recorded, rescued, late uint64
 	byKind := make(map[Kind]uint64)
 	for _, ev := range events {
-		if ev.Flags&tcp.FlagRescued != 0 && ev.Kind != tcp.KindTWOverflow {
+		switch {
+		case ev.Kind == tcp.KindTWConvert && ev.Flags&tcp.FlagLate != 0:
+			late++
+		// These two come with the change of state that was rescued.
+		case ev.Flags&tcp.FlagRescued != 0 && ev.Kind != tcp.KindTWOverflow && ev.Kind != tcp.KindConnectFailed:
 			rescued++
-		} else {
+		default:
 			recorded++
 		}
 		byKind[ev.Kind]++
 	}
-	if st.Recorded != recorded || st.Rescued != rescued {
-		t.Errorf("Recorded %d and Rescued %d, Read gave %d and %d", st.Recorded, st.Rescued, recorded, rescued)
+	if st.Recorded != recorded || st.Rescued != rescued || st.Late != late {
+		t.Errorf("Recorded %d, Rescued %d and Late %d, Read gave %d, %d and %d", st.Recorded, st.Rescued, st.Late, recorded, rescued, late)
 	}
 	if st.Emitted != st.Recorded+st.Rescued+st.Duplicates+st.LostRing {
 		t.Errorf("the drain is not complete: %+v", st)
