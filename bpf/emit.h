@@ -37,18 +37,6 @@ static __always_inline struct recent *recent_of(__u64 cookie)
 	return bpf_map_lookup_elem(&recents, &slot);
 }
 
-/*
- * The n-th argument of a tracepoint as a number: the verifier lets nobody
- * calculate with the pointer itself.
- */
-static __always_inline __u64 argument(void *ctx, int n)
-{
-	__u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), (__u64 *)ctx + n);
-	return value;
-}
-
 static __always_inline bool wants(__u8 kind)
 {
 	return kinds & 1U << kind;
@@ -71,7 +59,10 @@ static __always_inline void count_untracked(void)
 		__sync_fetch_and_add(&acc->untracked, 1);
 }
 
-/* A pointer as a number, as functions that are verified alone take it. */
+/*
+ * A pointer as a number: the verifier lets nobody calculate with the pointer itself, nor
+ * hand it to a function that is verified alone.
+ */
 static __always_inline __u64 address_of(const void *p)
 {
 	const void *at = p;

@@ -105,7 +105,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	else if (tp)
 		f.cookie = bpf_get_socket_cookie(sk);
 
-	key = state_key(f.cookie ? f.cookie : argument(ctx, 0), old, new);
+	key = state_key(f.cookie ? f.cookie : address_of(sk), old, new);
 	if (handled_by_main(key, twin))
 		return 0;
 	if (!tp) {
