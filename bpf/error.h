@@ -8,10 +8,11 @@
 static __always_inline int handle_error(struct sock *sk, bool twin)
 {
 	int err = sk->sk_err;
+	__u32 call;
 
 	if (err)
 		return plain_event(sk, KIND_ERROR, err, twin);
-	if (!handled_by_main(kind_key(sk->__sk_common.skc_cookie.counter, KIND_ERROR), twin))
+	if (!handled_by_main((__u64)sk, KIND(KIND_ERROR), twin, &call))
 		not_asked_for(KIND_ERROR, twin);
 	return 0;
 }

@@ -211,3 +211,5 @@ enum cause *unused_cause __attribute__((unused));
 enum event_flag *unused_flag __attribute__((unused));
 enum refusal *unused_refusal __attribute__((unused));
 struct owner *unused_owner __attribute__((unused));
+struct slot *unused_slot __attribute__((unused));
+struct cursor *unused_cursor __attribute__((unused));

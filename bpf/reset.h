@@ -63,10 +63,11 @@ static __always_inline __u64 skb_netns(const struct sk_buff *skb)
 static __always_inline int handle_send_reset(const struct sock *sk, const struct sk_buff *skb,
 					     __u32 reason, bool twin)
 {
-	__u64 netns = 0, cookie = 0, key;
+	__u64 netns = 0, cookie = 0, of;
 	struct segment seg = {};
 	struct tcp_sock *tp;
 	struct event *e = NULL;
+	__u32 call;
 	struct recent *r;
 	__u8 state = 0;
 
@@ -79,8 +80,8 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 	/* A listener answers for connections that it does not have. */
 	if (sk && state != TCP_LISTEN)
 		cookie = sk->__sk_common.skc_cookie.counter;
-	key = kind_key(cookie ^ (skb ? (__u64)BPF_CORE_READ(skb, head) : 0), KIND_RST_SENT);
-	if (handled_by_main(key, twin))
+	of = cookie ^ (skb ? (__u64)BPF_CORE_READ(skb, head) : 0);
+	if (handled_by_main(of, KIND(KIND_RST_SENT), twin, &call))
 		return 0;
 	if (!in_scope(netns)) {
 		not_asked_for(KIND_RST_SENT, twin);
@@ -112,7 +113,7 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 	e->cookie = cookie;
 	e->netns = netns;
 	e->reason = reason;
-	e->call = call_of(key);
+	e->call = call;
 	e->old_state = state;
 	e->new_state = state;
 	e->flags = twin ? FLAG_RESCUED : 0;

@@ -3,19 +3,12 @@
 #ifndef TWTRACE_SOCKET_H
 #define TWTRACE_SOCKET_H
 
-/*
- * Names what is being handled, for the twin: an event of one socket is never
- * interrupted by the same event of the same socket. The numbers of states leave
- * 0xf0 and above free for kinds.
- */
-static __always_inline __u64 state_key(__u64 id, int old, int new)
+/* The socket's cookie, which it gets now if nobody has asked for it yet. */
+static __always_inline __u64 cookie_of(struct sock *sk)
 {
-	return id << 8 | (old & 15) << 4 | (new & 15);
-}
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
 
-static __always_inline __u64 kind_key(__u64 id, __u8 kind)
-{
-	return id << 8 | 0xf0 | kind;
+	return cookie ? cookie : bpf_get_socket_cookie(sk);
 }
 
 /* What is known of an event before it has a place in the ring. */
@@ -77,17 +70,15 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 static __always_inline int plain_event(struct sock *sk, __u8 kind, int err, bool twin)
 {
 	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
-	__u64 key = kind_key(sk->__sk_common.skc_cookie.counter, kind);
 	struct facts f = {.netns = netns};
 	struct tcp_sock *tp;
 	__u8 nth = 0;
 
-	if (handled_by_main(key, twin))
+	if (handled_by_main((__u64)sk, KIND(kind), twin, &f.call))
 		return 0;
 	tp = in_scope(netns) ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (tp) {
-		f.cookie = bpf_get_socket_cookie(sk);
-		f.call = call_of(key);
+		f.cookie = cookie_of(sk);
 		f.old_state = f.new_state = sk->__sk_common.skc_state;
 		f.err = err;
 		/* skc_num is 0 already when an auto-bound socket closes. */

@@ -1,9 +1,7 @@
 package tracer
 
 import (
-	"fmt"
 	"net/netip"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -11,15 +9,8 @@ import (
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
-const eventSize = int(unsafe.Sizeof(bpf.ProbesEvent{}))
-
-// decode turns a record of the ring into an Event without Seq. The record must
-// be aligned to 8 bytes, as the kernel writes it. It fails if the record is of another size.
-func decode(raw []byte, ev *Event) error {
-	if len(raw) != eventSize {
-		return fmt.Errorf("the kernel side sent a record of %d bytes, want %d", len(raw), eventSize)
-	}
-	w := (*bpf.ProbesEvent)(unsafe.Pointer(unsafe.SliceData(raw)))
+// decode turns what the kernel side wrote into an Event without Seq.
+func decode(w *bpf.ProbesEvent, ev *Event) {
 	*ev = Event{
 		MonoNS: int64(w.MonoNs),
 		Cookie: tcp.Cookie(w.Cookie),
@@ -49,7 +40,6 @@ func decode(raw []byte, ev *Event) error {
 			Taken:        w.Refusals[bpf.ProbesRefusalREFUSED_TAKEN],
 		}
 	}
-	return nil
 }
 
 // addrPort reads an address of the wire: IPv4 in the first four bytes. An IPv6
