@@ -170,20 +170,16 @@ static __always_inline void event_end(struct event *e)
  * a tracepoint can be preempted (7.x) a task can move between main program and
  * twin; the copy is then dropped in user space, which knows it by event.call.
  *
- * What an event is of: an event of one socket is never interrupted by the same event
- * of the same socket. The address may be a pointer: notes are how the verifier lets
- * it become a number at no cost.
+ * What an event is of is a number that is never used again, a cookie: a note that stays,
+ * of an address, would be taken for one of the next socket there. An event of one socket
+ * is never interrupted by the same event of the same socket.
+ *
+ * handled_by_main() returns true if the caller has nothing to do.
  */
 #define STATES(old, new) (((old)&15) << 4 | ((new) & 15))
 #define KIND(kind)	 (0xf0 | (kind))
 
-static __always_inline __u32 call_of(__u64 of, __u32 what)
-{
-	return (of ^ of >> 32) + what * 0x9e3779b1;
-}
-
-/* Returns true if the caller has nothing to do; else *call is the event's. */
-static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin, __u32 *call)
+static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin)
 {
 	struct scratch *s = this_scratch();
 	struct note *n;
@@ -199,13 +195,12 @@ static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin, __u
 		/* First, so that what interrupts writes above. */
 		*(volatile __u32 *)&s->top = top + 1;
 		n->what = what;
-		*(volatile __u64 *)&n->of = of;
-		*call = call_of(*(volatile __u64 *)&n->of, what);
+		n->of = of;
 		return false;
 	}
 	for (int i = 0; i < 8; i++) {
 		if (top == 0)
-			break;
+			return false;
 		top--;
 		n = &s->handled[top & (TWIN_SLOTS - 1)];
 		if (n->of == of && n->what == what) {
@@ -213,8 +208,13 @@ static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin, __u
 			return true;
 		}
 	}
-	*call = call_of(address_of((void *)of), what);
 	return false;
+}
+
+/* The same in both copies of an event, and in no other event of the next moment. */
+static __always_inline __u32 call_of(__u64 of, __u32 what)
+{
+	return (of ^ of >> 32) + what * 0x9e3779b1;
 }
 
 #endif

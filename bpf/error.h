@@ -8,13 +8,8 @@
 static __always_inline int handle_error(struct sock *sk, bool twin)
 {
 	int err = sk->sk_err;
-	__u32 call;
 
-	if (err)
-		return plain_event(sk, KIND_ERROR, err, twin);
-	if (!handled_by_main((__u64)sk, KIND(KIND_ERROR), twin, &call))
-		not_asked_for(KIND_ERROR, twin);
-	return 0;
+	return plain_event(sk, KIND_ERROR, err, err != 0, twin);
 }
 
 #endif

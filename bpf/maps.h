@@ -150,7 +150,7 @@ const struct listeners no_listeners;
  * minisock whose timer is being moved. One CPU's own.
  */
 struct note {
-	__u64 of;   /* mostly an address */
+	__u64 of;   /* mostly a cookie */
 	__u64 what; /* its old and new state, or 0xf0 and the kind */
 };
 

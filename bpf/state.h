@@ -87,15 +87,18 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	__u64 netns = net->net_cookie;
 	struct facts f = {.netns = netns, .old_state = old, .new_state = new};
 	struct tcp_sock *tp = NULL;
-	bool overflow = false, failed = false, asked_for;
+	bool overflow = false, failed = false, ours, asked_for;
 	struct owner own, *stored;
 	struct recent *r;
 	__u8 nth = 0;
+	__u64 of;
 
-	if (handled_by_main((__u64)sk, STATES(old, new), twin, &f.call))
-		return 0;
 	/* MPTCP's own sockets have a protocol of their own. */
-	if (sk->sk_protocol != IPPROTO_TCP || !in_scope(netns)) {
+	ours = sk->sk_protocol == IPPROTO_TCP && in_scope(netns);
+	of = note_of(sk, ours);
+	if (handled_by_main(of, STATES(old, new), twin))
+		return 0;
+	if (!ours) {
 		not_asked_for(KIND_STATE, twin);
 		return 0;
 	}
@@ -110,13 +113,11 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	}
 	/*
 	 * Until 6.12 a child's ports, addresses and cookie are set after LISTEN >
-	 * SYN_RECV; asking for the cookie would make one that is overwritten.
+	 * SYN_RECV: the cookie that it has now is overwritten.
 	 */
-	if (old == TCP_LISTEN && new == TCP_SYN_RECV)
-		f.cookie = sk->__sk_common.skc_cookie.counter;
-	else
-		f.cookie = cookie_of(sk);
-
+	if (old != TCP_LISTEN || new != TCP_SYN_RECV)
+		f.cookie = of;
+	f.call = call_of(of, STATES(old, new));
 	f.flags = twin ? FLAG_RESCUED : 0;
 	f.err = sk->sk_err;
 	f.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
