@@ -94,7 +94,7 @@ func runKernel(t *testing.T, k Kernel, jobs []job, files string) (*outcome, erro
 	if err != nil {
 		return nil, err
 	}
-	return runJobs(ctx, booter(t.TempDir(), t.ArtifactDir(), files, kernel, c.Release, mods), jobs, func(r result) {
+	return runJobs(ctx, booter(k, t.TempDir(), t.ArtifactDir(), files, kernel, c.Release, mods), jobs, func(r result) {
 		words := fmt.Sprintf("%-16s %-4s %4.0f s", r.job.Name, r.verdict, r.took.Seconds())
 		if len(r.tests) > 0 {
 			words += fmt.Sprintf("  %d passed, %d failed, %d skipped", r.count(success), r.count(failure), r.count(skipped))
