@@ -117,8 +117,11 @@ func do(t *testing.T, opts Options) *report.Summary {
 	if want := kernel(t, s, "TcpExt.TCPTimeWaitOverflow"); uint64(tw.Overflowed) != want {
 		t.Errorf("%d TIME_WAITs were skipped, the kernel counted %d", tw.Overflowed, want)
 	}
-	if want := kernel(t, s, "Tcp.OutRsts"); uint64(s.Resets.Sent) != want {
-		t.Errorf("%d RST were sent, the kernel counted %d", s.Resets.Sent, want)
+	// Kernels before 6.10 do not show all: the row is left out.
+	if s.Coverage[tcp.FactRstSent] == tcp.Exact {
+		if want := kernel(t, s, "Tcp.OutRsts"); uint64(s.Resets.Sent) != want {
+			t.Errorf("%d RST were sent, the kernel counted %d", s.Resets.Sent, want)
+		}
 	}
 	if ended := tw.Expired + tw.ReusedByConnect + tw.ReplacedBySyn + tw.KilledByRst + tw.Purged + tw.Destroyed + tw.UnknownEnd; tw.Now != tw.Entered-ended {
 		t.Errorf("%d TIME_WAITs are left of %d, of which %d ended", tw.Now, tw.Entered, ended)
@@ -182,9 +185,10 @@ func TestLinger(t *testing.T) {
 			if got := kernel(t, s, "TcpExt.TW") + kernel(t, s, "TcpExt.TWKilled"); got != 0 || s.TimeWait.Now != 0 {
 				t.Errorf("%d TIME_WAITs by the kernel's count, and %d left", got, s.TimeWait.Now)
 			}
-			// One for each connection: close() sends it, and nothing answers it.
-			if got := kernel(t, s, "Tcp.OutRsts"); got != loops*connections {
-				t.Errorf("the kernel sent %d RST, want %d", got, loops*connections)
+			// One for each connection: close() sends it, and nothing answers it. Each is
+			// of a full socket, which every kernel shows.
+			if s.Resets.Sent != loops*connections {
+				t.Errorf("%d RST were sent, want %d", s.Resets.Sent, loops*connections)
 			}
 			if s.Joined.Attempts != loops*connections {
 				t.Errorf("%d attempts reached connect(), want %d", s.Joined.Attempts, loops*connections)
