@@ -153,8 +153,10 @@ func allFinished(t *testing.T, s *report.Summary) {
 	if s.Server.Accepted != loops*connections || s.Server.Closed != loops*connections || s.Server.NeverAccepted != 0 {
 		t.Errorf("server %+v", *s.Server)
 	}
-	if got := kernel(t, s, "Tcp.PassiveOpens"); got != loops*connections {
-		t.Errorf("the kernel accepted %d connections", got)
+	// It may be more: when two CPUs have segments of one handshake, each makes a socket,
+	// which is counted, and one of them is thrown away (tcp_check_req, own_req).
+	if got := kernel(t, s, "Tcp.PassiveOpens"); got < loops*connections {
+		t.Errorf("the kernel accepted %d connections, want %d", got, loops*connections)
 	}
 }
 
