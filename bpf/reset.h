@@ -56,6 +56,20 @@ static __always_inline __u64 skb_netns(const struct sk_buff *skb)
 }
 
 /*
+ * Tells the segment from others: buffers are used again at once, but not with the same
+ * numbers (seq and ack_seq).
+ */
+static __always_inline __u64 segment_id(const struct sk_buff *skb)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u64 numbers = 0;
+
+	bpf_probe_read_kernel(&numbers, sizeof(numbers),
+			      head + BPF_CORE_READ(skb, transport_header) + 4);
+	return (__u64)head ^ numbers;
+}
+
+/*
  * sk is the socket that sends: full, minisock or request; NULL if the segment
  * found none. skb is the segment that is answered; NULL if the socket's own
  * side closed it (tcp_send_active_reset).
@@ -79,7 +93,7 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 	/* A listener answers for connections that it does not have. */
 	if (sk && state != TCP_LISTEN)
 		cookie = sk->__sk_common.skc_cookie.counter;
-	key = kind_key(cookie ^ (skb ? (__u64)BPF_CORE_READ(skb, head) : 0), KIND_RST_SENT);
+	key = kind_key(cookie ^ (skb ? segment_id(skb) : 0), KIND_RST_SENT);
 	if (handled_by_main(key, twin))
 		return 0;
 	if (!in_scope(netns)) {

@@ -90,22 +90,23 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	bool overflow = false, failed = false, asked_for;
 	struct owner own, *stored;
 	struct recent *r;
+	__u64 key, id = 0;
 	__u8 nth = 0;
-	__u64 key;
 
 	/* NULL for all but full TCP sockets, MPTCP's own sockets included. */
 	if (in_scope(netns))
 		tp = bpf_skc_to_tcp_sock(sk);
 	/*
 	 * Until 6.12 a child's ports, addresses and cookie are set after LISTEN >
-	 * SYN_RECV; asking for the cookie would make one that is overwritten.
+	 * SYN_RECV; asking for the cookie makes one that is overwritten. It tells this
+	 * event from those of other children at the same address all the same.
 	 */
-	if (tp && old == TCP_LISTEN && new == TCP_SYN_RECV)
-		f.cookie = sk->__sk_common.skc_cookie.counter;
-	else if (tp)
-		f.cookie = bpf_get_socket_cookie(sk);
+	if (tp)
+		id = bpf_get_socket_cookie(sk);
+	if (old != TCP_LISTEN || new != TCP_SYN_RECV)
+		f.cookie = id;
 
-	key = state_key(f.cookie ? f.cookie : address_of(sk), old, new);
+	key = state_key(id ? id : address_of(sk), old, new);
 	if (handled_by_main(key, twin))
 		return 0;
 	if (!tp) {

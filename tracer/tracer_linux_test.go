@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -166,6 +167,35 @@ func TestTwoTraces(t *testing.T) {
 		if !slices.EqualFunc(got, own, same) {
 			t.Errorf("the trace of everything has %d events of a network, its own trace %d:\n%s", len(got), len(own), s.list())
 		}
+	}
+}
+
+// TestFirstCookie: an event of a connection that is older than the trace, and has no
+// cookie until a program asks for it, is recorded once.
+func TestFirstCookie(t *testing.T) {
+	s := newScene(t, setup{Options: netlab.Options{Kind: netlab.Pair}, traced: serverOnly})
+	client, err := s.tryDial(0)
+	s.must("connect", err)
+	server, err := accept(s.listener)
+	s.must("accept", err)
+	s.open[server] = true
+
+	trace := open(t, Options{NetNS: []NetNS{NetNS(s.lab.Client().Cookie())}})
+	s.must("start", trace.Start())
+	s.abort(server)
+	s.waitReset(client)
+	s.must("stop", trace.Stop())
+	count := make(map[Kind]int)
+	for _, ev := range readAll(t, trace) {
+		count[ev.Kind]++
+	}
+	if want := map[Kind]int{tcp.KindRstReceived: 1, tcp.KindError: 1, tcp.KindState: 1}; !maps.Equal(count, want) {
+		t.Errorf("%v, want %v", count, want)
+	}
+	stats, err := trace.Stats()
+	s.must("stats", err)
+	if stats.Rescued > stats.SkippedRecursion {
+		t.Errorf("%d were rescued, of %d that were skipped", stats.Rescued, stats.SkippedRecursion)
 	}
 }
 
