@@ -108,6 +108,11 @@ func do(t *testing.T, opts Options) *report.Summary {
 		}
 	}
 	tw := s.TimeWait
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%+v, %+v", s.TimeWait, s.Resets)
+		}
+	})
 	if want := kernel(t, s, "TcpExt.TW") + kernel(t, s, "TcpExt.TWKilled"); uint64(tw.Entered) != want {
 		t.Errorf("%d TIME_WAITs were made, the kernel counted %d", tw.Entered, want)
 	}
@@ -216,8 +221,9 @@ func TestClassic(t *testing.T) {
 			opts.Net.IPv6 = n.net.IPv6
 			s := do(t, opts)
 			allFinished(t, s)
-			if got := kernel(t, s, "TcpExt.TW"); got != loops*connections || s.TimeWait.Now != loops*connections {
-				t.Errorf("%d TIME_WAITs by the kernel's count and %d left, want %d", got, s.TimeWait.Now, loops*connections)
+			left := s.TimeWait.Now + assassinated(t, s)
+			if got := kernel(t, s, "TcpExt.TW"); got != loops*connections || left != loops*connections {
+				t.Errorf("%d TIME_WAITs by the kernel's count and %d left, want %d", got, left, loops*connections)
 			}
 			if s.TimeWait.FinWait2 > s.TimeWait.Entered {
 				t.Errorf("%+v", s.TimeWait)
@@ -231,6 +237,17 @@ func TestClassic(t *testing.T) {
 	}
 }
 
+// assassinated is how many TIME_WAITs were killed by RST, which gives their ports back. A
+// machine that is slow sends FINs again: TIME_WAIT answers by ACK, and the listener answers that
+// by RST if the other end has gone meanwhile (RFC 1337).
+func assassinated(t *testing.T, s *report.Summary) int {
+	t.Helper()
+	if s.TimeWait.KilledByRst > 0 && s.Retransmits.Other == 0 {
+		t.Errorf("%d TIME_WAITs were killed by RST, and nothing was sent again", s.TimeWait.KilledByRst)
+	}
+	return s.TimeWait.KilledByRst
+}
+
 // TestExhausted has 300 ports for 600 connections, each of which keeps its own for
 // a minute.
 func TestExhausted(t *testing.T) {
@@ -242,15 +259,16 @@ func TestExhausted(t *testing.T) {
 			opts.Net.IPv6 = n.net.IPv6
 			opts.Plan.Loops, opts.Plan.Connections = 3, 200
 			s := do(t, opts)
-			if s.Totals.Attempts != 600 || s.Totals.Finished != ports {
-				t.Errorf("%d of %d finished, want %d of 600", s.Totals.Finished, s.Totals.Attempts, ports)
+			finished, most := s.Totals.Finished, ports+assassinated(t, s)
+			if s.Totals.Attempts != 600 || finished < ports || finished > most {
+				t.Errorf("%d of %d finished, want %d to %d of 600", finished, s.Totals.Attempts, ports, most)
 			}
 			if len(s.Failures) != 1 {
 				t.Fatalf("failures %+v, want one cause", s.Failures)
 			}
 			f := s.Failures[0]
-			if f.Cause != verdict.PortExhausted || f.Errno != "EADDRNOTAVAIL" || f.Phase != "connect" || f.Count != 600-ports {
-				t.Errorf("%d × %s %s: %s, want %d × connect EADDRNOTAVAIL: port-exhausted", f.Count, f.Phase, f.Errno, f.Cause, 600-ports)
+			if f.Cause != verdict.PortExhausted || f.Errno != "EADDRNOTAVAIL" || f.Phase != "connect" || f.Count != 600-finished {
+				t.Errorf("%d × %s %s: %s, want %d × connect EADDRNOTAVAIL: port-exhausted", f.Count, f.Phase, f.Errno, f.Cause, 600-finished)
 			}
 			if f.Evidence["with_events"] != f.Count || len(f.Events) == 0 {
 				t.Errorf("%v of %d have events, and %d are named", f.Evidence["with_events"], f.Count, len(f.Events))
@@ -267,8 +285,8 @@ func TestExhausted(t *testing.T) {
 			}
 			// Those that failed sent nothing: the kernel counts an active open only when
 			// a SYN is sent (tcp_connect).
-			if got := kernel(t, s, "Tcp.ActiveOpens"); got != ports {
-				t.Errorf("the kernel opened %d, want %d", got, ports)
+			if got := kernel(t, s, "Tcp.ActiveOpens"); got != uint64(finished) {
+				t.Errorf("the kernel opened %d, want %d", got, finished)
 			}
 			for _, l := range s.Loops {
 				if l.PortsInUse == nil || *l.PortsInUse > ports {
@@ -354,7 +372,8 @@ func TestUntraced(t *testing.T) {
 	opts := storm(netlab.Pair, "net.ipv4.tcp_tw_reuse=0", "net.ipv4.ip_local_port_range=40000 40299")
 	opts.Trace = false
 	s := do(t, opts)
-	if s.Totals.Finished != 300 || len(s.Failures) != 1 || s.Failures[0].Cause != verdict.PortExhausted {
+	// More than there are ports where some were given back, see assassinated.
+	if s.Totals.Finished < 300 || len(s.Failures) != 1 || s.Failures[0].Cause != verdict.PortExhausted {
 		t.Errorf("%d finished, failures %+v", s.Totals.Finished, s.Failures)
 	}
 	if s.Failures[0].Evidence["basis"] == nil {
