@@ -3,6 +3,7 @@ package tracer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -196,6 +197,26 @@ func TestFirstCookie(t *testing.T) {
 	s.must("stats", err)
 	if stats.Rescued > stats.SkippedRecursion {
 		t.Errorf("%d were rescued, of %d that were skipped", stats.Rescued, stats.SkippedRecursion)
+	}
+}
+
+// TestNotPermitted: without the capability, what the library takes for an old kernel is a
+// refusal.
+func TestNotPermitted(t *testing.T) {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			done <- err
+			return
+		}
+		done <- loadError(fmt.Errorf("map create: %w", ebpf.ErrNotSupported))
+	}()
+	err := <-done
+	if !errors.Is(err, ErrNotPermitted) || !errors.Is(err, os.ErrPermission) || errors.Is(err, ebpf.ErrNotSupported) {
+		t.Error(err)
 	}
 }
 
