@@ -11,7 +11,7 @@ static __always_inline int handle_error(struct sock *sk, bool twin)
 
 	if (err)
 		return plain_event(sk, KIND_ERROR, err, twin);
-	if (!handled_by_main(kind_key(sk->__sk_common.skc_cookie.counter, KIND_ERROR), twin))
+	if (!handled_by_main(kind_key(bpf_get_socket_cookie(sk), KIND_ERROR), twin))
 		not_asked_for(KIND_ERROR, twin);
 	return 0;
 }

@@ -77,17 +77,16 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 static __always_inline int plain_event(struct sock *sk, __u8 kind, int err, bool twin)
 {
 	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
-	struct facts f = {.netns = netns};
+	/* Asked for, and not read: it is the same for the twin if this makes it. */
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	__u64 key = kind_key(cookie, kind);
+	struct facts f = {.netns = netns, .cookie = cookie};
 	struct tcp_sock *tp;
 	__u8 nth = 0;
-	__u64 key;
 
-	tp = in_scope(netns) ? bpf_skc_to_tcp_sock(sk) : NULL;
-	/* First of all, or main program and twin see another socket if this makes the cookie. */
-	f.cookie = tp ? bpf_get_socket_cookie(sk) : sk->__sk_common.skc_cookie.counter;
-	key = kind_key(f.cookie, kind);
 	if (handled_by_main(key, twin))
 		return 0;
+	tp = in_scope(netns) ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (tp) {
 		f.call = call_of(key);
 		f.old_state = f.new_state = sk->__sk_common.skc_state;

@@ -90,8 +90,8 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	bool overflow = false, failed = false, asked_for;
 	struct owner own, *stored;
 	struct recent *r;
-	__u64 key, id = 0;
 	__u8 nth = 0;
+	__u64 key, id;
 
 	/* NULL for all but full TCP sockets, MPTCP's own sockets included. */
 	if (in_scope(netns))
@@ -101,12 +101,10 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	 * SYN_RECV; asking for the cookie makes one that is overwritten. It tells this
 	 * event from those of other children at the same address all the same.
 	 */
-	if (tp)
-		id = bpf_get_socket_cookie(sk);
+	id = bpf_get_socket_cookie(sk);
 	if (old != TCP_LISTEN || new != TCP_SYN_RECV)
 		f.cookie = id;
-
-	key = state_key(id ? id : address_of(sk), old, new);
+	key = state_key(id, old, new);
 	if (handled_by_main(key, twin))
 		return 0;
 	if (!tp) {
