@@ -27,11 +27,13 @@ test: ## every test; as root also those on the real kernel
 
 # Not as root: QEMU emulates the whole machine. A kernel's packages stay in
 # ~/.cache/twtrace/kernels (or TWTRACE_KERNEL_CACHE) until they are removed. VMS
-# machines run at the same time; each keeps one processor busy.
+# machines run at the same time; each keeps one processor busy. A kernel that is not
+# done after VMLIMIT has failed.
 KERNELS ?= all
 VMS     ?= 1
+VMLIMIT ?= 1h
 test-vm: ## the tests on other kernels, in virtual machines; KERNELS="6.1 6.12" PACKAGES=tracer RUN=TestHZ for some
-	TWTRACE_VM="$(KERNELS)" TWTRACE_VM_PACKAGES="$(PACKAGES)" TWTRACE_VM_RUN="$(RUN)" \
+	TWTRACE_VM="$(KERNELS)" TWTRACE_VM_PACKAGES="$(PACKAGES)" TWTRACE_VM_RUN="$(RUN)" TWTRACE_VM_LIMIT="$(VMLIMIT)" \
 		$(GO) test -C internal/vmtest -run '^TestKernels$$' -count 1 -timeout 3h -parallel $(VMS) $(VMFLAGS)
 
 race: ## the same under the race detector

@@ -139,7 +139,14 @@ static __always_inline void listener_ends(struct sock *sk, struct facts *f, bool
 		socket_event(sk, KIND_LISTEN_DROP, CAUSE_OTHER, nth, f);
 }
 
-/* A segment that is gone for good; consumed: after it was handled (consume_skb). */
+/*
+ * A segment that is gone for good; consumed: after it was handled (consume_skb).
+ *
+ * sk_drops also counts what loses no handshake, and is no last ACK: an RST for a
+ * connection that is gone (tcp_rcv_state_process) or for a handshake, a SYN that was sent
+ * again (both tcp_check_req). These are freed, and take away what they have counted, so
+ * that the next SYN is not taken for dropped.
+ */
 static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool consumed)
 {
 	__u16 offset = skb->transport_header;
@@ -148,6 +155,7 @@ static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool c
 	struct listeners *l;
 	__u8 th[14], ip[10];
 	__u8 flags;
+	bool lost;
 
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return 0;
@@ -156,8 +164,9 @@ static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool c
 	if (bpf_probe_read_kernel(th, sizeof(th), skb->head + offset))
 		return 0;
 	flags = th[13] & (TH_FIN | TH_SYN | TH_RST | TH_ACK);
-	if (consumed ? flags != TH_SYN : (flags & (TH_SYN | TH_RST | TH_ACK)) != TH_ACK)
+	if (consumed && flags != TH_SYN)
 		return 0;
+	lost = consumed || (flags & (TH_SYN | TH_RST | TH_ACK)) == TH_ACK;
 	if (bpf_probe_read_kernel(ip, sizeof(ip), skb->head + skb->network_header))
 		return 0;
 	if ((ip[0] >> 4 == 6 ? ip[6] : ip[9]) != IPPROTO_TCP)
@@ -179,9 +188,11 @@ static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool c
 		if (!address)
 			continue;
 		drops = BPF_CORE_READ(sk, sk_drops.counter);
-		if (drops == seen || __sync_val_compare_and_swap(&w->seen, seen, drops) != seen)
+		if (drops == seen)
 			continue;
-		n = drops - seen;
+		n = lost ? drops - seen : 1;
+		if (__sync_val_compare_and_swap(&w->seen, seen, seen + n) != seen || !lost)
+			continue;
 		cause = drop_cause(address, consumed);
 		if (!consumed)
 			n = lost_acks(address, n, cause);

@@ -3,7 +3,10 @@
 #ifndef TWTRACE_SOCKET_H
 #define TWTRACE_SOCKET_H
 
-/* The socket's cookie, which it gets now if nobody has asked for it yet. */
+/*
+ * The socket's cookie, which it gets now if nobody has asked for it yet: main program and
+ * twin must see the same.
+ */
 static __always_inline __u64 cookie_of(struct sock *sk)
 {
 	__u64 cookie = sk->__sk_common.skc_cookie.counter;
@@ -64,15 +67,6 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 }
 
 /*
- * What an event of a socket is of. Sockets that nobody asks for get no cookie for it: there a
- * note that is taken for another's does no harm.
- */
-static __always_inline __u64 note_of(struct sock *sk, bool ours)
-{
-	return ours ? cookie_of(sk) : (__u64)sk;
-}
-
-/*
  * An event of a socket that changes nothing; wanted: as far as the caller knows. It is
  * counted as not asked for if the options leave it out.
  */
@@ -80,7 +74,7 @@ static __always_inline int plain_event(struct sock *sk, __u8 kind, int err, bool
 {
 	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
 	bool ours = sk->sk_protocol == IPPROTO_TCP && in_scope(netns);
-	__u64 of = note_of(sk, ours);
+	__u64 of = cookie_of(sk);
 	struct facts f = {.netns = netns};
 	struct tcp_sock *tp;
 	__u8 nth = 0;

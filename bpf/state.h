@@ -95,7 +95,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 
 	/* MPTCP's own sockets have a protocol of their own. */
 	ours = sk->sk_protocol == IPPROTO_TCP && in_scope(netns);
-	of = note_of(sk, ours);
+	of = cookie_of(sk);
 	if (handled_by_main(of, STATES(old, new), twin))
 		return 0;
 	if (!ours) {

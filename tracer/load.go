@@ -139,8 +139,10 @@ func rstReasons(kernel *btf.Spec) map[uint32]string {
 // reachable by errors.As.
 func loadError(err error) error {
 	switch {
-	case errors.Is(err, os.ErrPermission), !mayLoad():
+	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%w: %w", ErrNotPermitted, err)
+	case !mayLoad(): // what was tried first, of which the library then thinks that the kernel has it not
+		return fmt.Errorf("%w: %w", ErrNotPermitted, unix.EPERM)
 	case errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: %w", ErrTooOld, err)
 	}

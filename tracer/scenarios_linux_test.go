@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -168,6 +169,18 @@ var scenarios = []scenario{
 		},
 		counters: map[string]uint64{"server.TcpExt.ListenOverflows": 0, "client.TcpExt.TW": 3},
 		want:     func(s *scene) { s.wantDrop(tcp.CauseSynQueue, tcp.SynSent) },
+	},
+	{
+		// The listener counts in sk_drops an RST for a connection that is gone, but loses
+		// nothing by it (tcp_rcv_state_process).
+		name: "RST to a listener", v6: true,
+		do: func(s *scene) {
+			s.strayReset()
+			c := s.dial(0)
+			s.closeFirst(c.client, c.server)
+		},
+		counters: map[string]uint64{"server.TcpExt.ListenDrops": 0},
+		want:     func(s *scene) { s.wantNone(tcp.KindListenDrop) },
 	},
 	{
 		name: "bind conflict", v6: true,
@@ -892,6 +905,39 @@ func (s *scene) resetTimeWait() {
 		)
 	}))
 	s.abort(fd)
+}
+
+// strayReset sends the server an RST of a connection that it does not have, by a raw
+// socket. One of a TCP socket would have the flag ACK, and is dropped before the
+// listener counts it.
+func (s *scene) strayReset() {
+	s.Helper()
+	client, server := s.lab.ClientAddrs()[0], s.server
+	const tcpLen = 20
+	segment := make([]byte, tcpLen)
+	binary.BigEndian.PutUint16(segment, bound)
+	binary.BigEndian.PutUint16(segment[2:], server.Port())
+	segment[12], segment[13] = tcpLen/4<<4, 1<<2 // length, RST
+	pseudo := slices.Concat(client.AsSlice(), server.Addr().AsSlice(), []byte{0, unix.IPPROTO_TCP, 0, tcpLen}, segment)
+	var sum uint32 // RFC 9293, section 3.1
+	for word := range slices.Chunk(pseudo, 2) {
+		sum += uint32(binary.BigEndian.Uint16(word))
+	}
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(segment[16:], ^uint16(sum>>16+sum))
+
+	family := unix.AF_INET
+	if client.Is6() {
+		family = unix.AF_INET6
+	}
+	s.must("send an RST", s.lab.Client().Do(func() error {
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Sendto(fd, segment, 0, s.sockaddr(netip.AddrPortFrom(server.Addr(), 0)))
+	}))
 }
 
 // mptcpConnection makes one connection between Go's sockets, which are MPTCP where

@@ -3,7 +3,9 @@ package tracer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -170,6 +172,55 @@ func TestTwoTraces(t *testing.T) {
 		if !slices.EqualFunc(got, own, same) {
 			t.Errorf("the trace of everything has %d events of a network, its own trace %d:\n%s", len(got), len(own), s.list())
 		}
+	}
+}
+
+// TestFirstCookie: an event of a connection that is older than the trace, and has no
+// cookie until a program asks for it, is recorded once.
+func TestFirstCookie(t *testing.T) {
+	s := newScene(t, setup{Options: netlab.Options{Kind: netlab.Pair}, traced: serverOnly})
+	client, err := s.tryDial(0)
+	s.must("connect", err)
+	server, err := accept(s.listener)
+	s.must("accept", err)
+	s.open[server] = true
+
+	trace := open(t, Options{NetNS: []NetNS{NetNS(s.lab.Client().Cookie())}})
+	s.must("start", trace.Start())
+	s.abort(server)
+	s.waitReset(client)
+	s.must("stop", trace.Stop())
+	count := make(map[Kind]int)
+	for _, ev := range readAll(t, trace) {
+		count[ev.Kind]++
+	}
+	if want := map[Kind]int{tcp.KindRstReceived: 1, tcp.KindError: 1, tcp.KindState: 1}; !maps.Equal(count, want) {
+		t.Errorf("%v, want %v", count, want)
+	}
+	stats, err := trace.Stats()
+	s.must("stats", err)
+	if stats.Rescued > stats.SkippedRecursion {
+		t.Errorf("%d were rescued, of %d that were skipped", stats.Rescued, stats.SkippedRecursion)
+	}
+}
+
+// TestNotPermitted: without the capability, what the library takes for an old kernel is a
+// refusal.
+func TestNotPermitted(t *testing.T) {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			done <- err
+			return
+		}
+		done <- loadError(fmt.Errorf("map create: %w", ebpf.ErrNotSupported))
+	}()
+	err := <-done
+	if !errors.Is(err, ErrNotPermitted) || !errors.Is(err, os.ErrPermission) || errors.Is(err, ebpf.ErrNotSupported) {
+		t.Error(err)
 	}
 }
 

@@ -108,6 +108,11 @@ func do(t *testing.T, opts Options) *report.Summary {
 		}
 	}
 	tw := s.TimeWait
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%+v, %+v", s.TimeWait, s.Resets)
+		}
+	})
 	if want := kernel(t, s, "TcpExt.TW") + kernel(t, s, "TcpExt.TWKilled"); uint64(tw.Entered) != want {
 		t.Errorf("%d TIME_WAITs were made, the kernel counted %d", tw.Entered, want)
 	}
@@ -117,8 +122,11 @@ func do(t *testing.T, opts Options) *report.Summary {
 	if want := kernel(t, s, "TcpExt.TCPTimeWaitOverflow"); uint64(tw.Overflowed) != want {
 		t.Errorf("%d TIME_WAITs were skipped, the kernel counted %d", tw.Overflowed, want)
 	}
-	if want := kernel(t, s, "Tcp.OutRsts"); uint64(s.Resets.Sent) != want {
-		t.Errorf("%d RST were sent, the kernel counted %d", s.Resets.Sent, want)
+	// Kernels before 6.10 do not show all: the row is left out.
+	if s.Coverage[tcp.FactRstSent] == tcp.Exact {
+		if want := kernel(t, s, "Tcp.OutRsts"); uint64(s.Resets.Sent) != want {
+			t.Errorf("%d RST were sent, the kernel counted %d", s.Resets.Sent, want)
+		}
 	}
 	if ended := tw.Expired + tw.ReusedByConnect + tw.ReplacedBySyn + tw.KilledByRst + tw.Purged + tw.Destroyed + tw.UnknownEnd; tw.Now != tw.Entered-ended {
 		t.Errorf("%d TIME_WAITs are left of %d, of which %d ended", tw.Now, tw.Entered, ended)
@@ -150,8 +158,10 @@ func allFinished(t *testing.T, s *report.Summary) {
 	if s.Server.Accepted != loops*connections || s.Server.Closed != loops*connections || s.Server.NeverAccepted != 0 {
 		t.Errorf("server %+v", *s.Server)
 	}
-	if got := kernel(t, s, "Tcp.PassiveOpens"); got != loops*connections {
-		t.Errorf("the kernel accepted %d connections", got)
+	// It may be more: when two CPUs have segments of one handshake, each makes a socket,
+	// which is counted, and one of them is thrown away (tcp_check_req, own_req).
+	if got := kernel(t, s, "Tcp.PassiveOpens"); got < loops*connections {
+		t.Errorf("the kernel accepted %d connections, want %d", got, loops*connections)
 	}
 }
 
@@ -182,9 +192,10 @@ func TestLinger(t *testing.T) {
 			if got := kernel(t, s, "TcpExt.TW") + kernel(t, s, "TcpExt.TWKilled"); got != 0 || s.TimeWait.Now != 0 {
 				t.Errorf("%d TIME_WAITs by the kernel's count, and %d left", got, s.TimeWait.Now)
 			}
-			// One for each connection: close() sends it, and nothing answers it.
-			if got := kernel(t, s, "Tcp.OutRsts"); got != loops*connections {
-				t.Errorf("the kernel sent %d RST, want %d", got, loops*connections)
+			// One for each connection: close() sends it, and nothing answers it. Each is
+			// of a full socket, which every kernel shows.
+			if s.Resets.Sent != loops*connections {
+				t.Errorf("%d RST were sent, want %d", s.Resets.Sent, loops*connections)
 			}
 			if s.Joined.Attempts != loops*connections {
 				t.Errorf("%d attempts reached connect(), want %d", s.Joined.Attempts, loops*connections)
@@ -210,8 +221,9 @@ func TestClassic(t *testing.T) {
 			opts.Net.IPv6 = n.net.IPv6
 			s := do(t, opts)
 			allFinished(t, s)
-			if got := kernel(t, s, "TcpExt.TW"); got != loops*connections || s.TimeWait.Now != loops*connections {
-				t.Errorf("%d TIME_WAITs by the kernel's count and %d left, want %d", got, s.TimeWait.Now, loops*connections)
+			left := s.TimeWait.Now + assassinated(t, s)
+			if got := kernel(t, s, "TcpExt.TW"); got != loops*connections || left != loops*connections {
+				t.Errorf("%d TIME_WAITs by the kernel's count and %d left, want %d", got, left, loops*connections)
 			}
 			if s.TimeWait.FinWait2 > s.TimeWait.Entered {
 				t.Errorf("%+v", s.TimeWait)
@@ -225,6 +237,18 @@ func TestClassic(t *testing.T) {
 	}
 }
 
+// assassinated is how many TIME_WAITs were killed by RST, which gives their ports back: an
+// ACK that is late on another CPU, or sent again on a slow machine, finds the other end gone,
+// and the listener answers it by RST (RFC 1337). By the kernel's count there are as many RSTs.
+func assassinated(t *testing.T, s *report.Summary) int {
+	t.Helper()
+	killed := s.TimeWait.KilledByRst
+	if s.Coverage[tcp.FactRstSent] == tcp.Exact && uint64(killed) > kernel(t, s, "Tcp.OutRsts") {
+		t.Errorf("%d TIME_WAITs were killed by RST, more than were sent", killed)
+	}
+	return killed
+}
+
 // TestExhausted has 300 ports for 600 connections, each of which keeps its own for
 // a minute.
 func TestExhausted(t *testing.T) {
@@ -236,15 +260,16 @@ func TestExhausted(t *testing.T) {
 			opts.Net.IPv6 = n.net.IPv6
 			opts.Plan.Loops, opts.Plan.Connections = 3, 200
 			s := do(t, opts)
-			if s.Totals.Attempts != 600 || s.Totals.Finished != ports {
-				t.Errorf("%d of %d finished, want %d of 600", s.Totals.Finished, s.Totals.Attempts, ports)
+			finished, most := s.Totals.Finished, ports+assassinated(t, s)
+			if s.Totals.Attempts != 600 || finished < ports || finished > most {
+				t.Errorf("%d of %d finished, want %d to %d of 600", finished, s.Totals.Attempts, ports, most)
 			}
 			if len(s.Failures) != 1 {
 				t.Fatalf("failures %+v, want one cause", s.Failures)
 			}
 			f := s.Failures[0]
-			if f.Cause != verdict.PortExhausted || f.Errno != "EADDRNOTAVAIL" || f.Phase != "connect" || f.Count != 600-ports {
-				t.Errorf("%d × %s %s: %s, want %d × connect EADDRNOTAVAIL: port-exhausted", f.Count, f.Phase, f.Errno, f.Cause, 600-ports)
+			if f.Cause != verdict.PortExhausted || f.Errno != "EADDRNOTAVAIL" || f.Phase != "connect" || f.Count != 600-finished {
+				t.Errorf("%d × %s %s: %s, want %d × connect EADDRNOTAVAIL: port-exhausted", f.Count, f.Phase, f.Errno, f.Cause, 600-finished)
 			}
 			if f.Evidence["with_events"] != f.Count || len(f.Events) == 0 {
 				t.Errorf("%v of %d have events, and %d are named", f.Evidence["with_events"], f.Count, len(f.Events))
@@ -261,8 +286,8 @@ func TestExhausted(t *testing.T) {
 			}
 			// Those that failed sent nothing: the kernel counts an active open only when
 			// a SYN is sent (tcp_connect).
-			if got := kernel(t, s, "Tcp.ActiveOpens"); got != ports {
-				t.Errorf("the kernel opened %d, want %d", got, ports)
+			if got := kernel(t, s, "Tcp.ActiveOpens"); got != uint64(finished) {
+				t.Errorf("the kernel opened %d, want %d", got, finished)
 			}
 			for _, l := range s.Loops {
 				if l.PortsInUse == nil || *l.PortsInUse > ports {
@@ -348,7 +373,8 @@ func TestUntraced(t *testing.T) {
 	opts := storm(netlab.Pair, "net.ipv4.tcp_tw_reuse=0", "net.ipv4.ip_local_port_range=40000 40299")
 	opts.Trace = false
 	s := do(t, opts)
-	if s.Totals.Finished != 300 || len(s.Failures) != 1 || s.Failures[0].Cause != verdict.PortExhausted {
+	// More than there are ports where some were given back, see assassinated.
+	if s.Totals.Finished < 300 || len(s.Failures) != 1 || s.Failures[0].Cause != verdict.PortExhausted {
 		t.Errorf("%d finished, failures %+v", s.Totals.Finished, s.Failures)
 	}
 	if s.Failures[0].Evidence["basis"] == nil {

@@ -16,14 +16,15 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// files are those of a kernel's packages that a machine needs.
+// files are those of the packages that a machine needs.
 type files struct {
 	image   []byte
+	shell   []byte            // busybox
 	config  []byte            // nil: the packages have none
 	modules map[string][]byte // by name, as the package has them: "veth.ko.xz"
 }
 
-// unpack reads a kernel's packages.
+// unpack reads the packages of a kernel and of the shell.
 func unpack(ctx context.Context, packages []string) (files, error) {
 	f := files{modules: make(map[string][]byte)}
 	for _, p := range packages {
@@ -33,6 +34,9 @@ func unpack(ctx context.Context, packages []string) (files, error) {
 	}
 	if f.image == nil {
 		return files{}, fmt.Errorf("no vmlinuz in %v", packages)
+	}
+	if f.shell == nil {
+		return files{}, fmt.Errorf("no busybox in %v", packages)
 	}
 	return f, nil
 }
@@ -73,8 +77,9 @@ func (f *files) addTar(r io.Reader) error {
 		}
 		name := path.Base(h.Name)
 		image, config := strings.HasPrefix(name, "vmlinuz"), strings.HasPrefix(name, "config-")
+		shell := name == "busybox" && h.FileInfo().Mode()&0o111 != 0
 		_, module := moduleName(name)
-		if !image && !config && !module {
+		if !image && !config && !shell && !module {
 			continue
 		}
 		text, err := io.ReadAll(t)
@@ -86,6 +91,8 @@ func (f *files) addTar(r io.Reader) error {
 			f.image = text
 		case config:
 			f.config = text
+		case shell:
+			f.shell = text
 		default:
 			f.modules[name] = text
 		}

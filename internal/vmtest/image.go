@@ -23,12 +23,15 @@ type image struct {
 	dirs map[string]bool
 }
 
-// writeImage writes the file system with the tree below files on the host, the
-// modules, the kernel's configuration where a distribution has it, and the plan,
-// to which the modules are added.
-func writeImage(to io.Writer, files string, release string, config []byte, modules []module, plan guest.Plan) error {
+// applets are what tests run beside the binaries of this project.
+var applets = []string{"sh", "cat", "sleep", "true"}
+
+// writeImage writes the file system with the tree on the host, the shell, the
+// modules, the kernel's configuration where a distribution has it, and the plan, to
+// which the modules are added.
+func writeImage(to io.Writer, tree, release string, kernel files, modules []module, plan guest.Plan) error {
 	m := &image{w: cpio.NewWriter(to), dirs: make(map[string]bool)}
-	err := filepath.WalkDir(files, func(p string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(tree, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -40,7 +43,7 @@ func writeImage(to io.Writer, files string, release string, config []byte, modul
 		if err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(files, p)
+		rel, err := filepath.Rel(tree, p)
 		if err != nil {
 			return err
 		}
@@ -56,8 +59,16 @@ func writeImage(to io.Writer, files string, release string, config []byte, modul
 			return err
 		}
 	}
-	if config != nil {
-		if err := m.add("boot/config-"+release, 0o644, config); err != nil {
+	if err := m.add("bin/busybox", 0o755, kernel.shell); err != nil {
+		return err
+	}
+	for _, a := range applets {
+		if err := m.link("bin/"+a, "busybox"); err != nil {
+			return err
+		}
+	}
+	if kernel.config != nil {
+		if err := m.add("boot/config-"+release, 0o644, kernel.config); err != nil {
 			return err
 		}
 	}
@@ -88,5 +99,15 @@ func (m *image) add(name string, perm fs.FileMode, text []byte) error {
 		return err
 	}
 	_, err = m.w.Write(text)
+	return err
+}
+
+// link writes a symbolic link, whose directory is there already.
+func (m *image) link(name, target string) error {
+	err := m.w.WriteHeader(&cpio.Header{Name: name, Mode: cpio.TypeSymlink | 0o777, Links: 1, Size: int64(len(target))})
+	if err != nil {
+		return err
+	}
+	_, err = m.w.Write([]byte(target))
 	return err
 }

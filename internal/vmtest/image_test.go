@@ -21,16 +21,16 @@ import (
 // TestWriteImage reads the image back, and holds it to what the kernel asks of an
 // initramfs: each directory comes before what is in it.
 func TestWriteImage(t *testing.T) {
-	files := t.TempDir()
+	tree := t.TempDir()
 	for name, text := range map[string]string{"init": "I", "bin/a.test": "A", "pkg/testdata/deep/x": "X"} {
-		p := filepath.Join(files, name)
+		p := filepath.Join(tree, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(text), 0o700)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var b bytes.Buffer
 	jobs := []guest.Job{{Name: "a", Argv: []string{"/bin/a.test"}, Limit: time.Minute}}
-	err := writeImage(&b, files, "1.2.3", []byte("C"), []module{{"one", []byte("M1")}, {"two", []byte("M2")}}, guest.Plan{Jobs: jobs})
+	err := writeImage(&b, tree, "1.2.3", files{config: []byte("C"), shell: []byte("S")}, []module{{"one", []byte("M1")}, {"two", []byte("M2")}}, guest.Plan{Jobs: jobs})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestWriteImage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got[h.Name] = string(text)
+		got[h.Name] = string(text) + h.Linkname
 		if h.Name == "init" && h.Mode.Perm()&0o100 == 0 {
 			t.Errorf("init has mode %v", h.Mode)
 		}
@@ -73,6 +73,7 @@ func TestWriteImage(t *testing.T) {
 	delete(got, strings.TrimPrefix(guest.PlanFile, "/"))
 	want := map[string]string{
 		"init": "I", "bin/a.test": "A", "pkg/testdata/deep/x": "X", "boot/config-1.2.3": "C",
+		"bin/busybox": "S", "bin/sh": "busybox", "bin/cat": "busybox", "bin/sleep": "busybox", "bin/true": "busybox",
 		"lib/modules/1.2.3/one.ko": "M1", "lib/modules/1.2.3/two.ko": "M2",
 	}
 	if !maps.Equal(got, want) {

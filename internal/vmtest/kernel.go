@@ -17,6 +17,8 @@ type Kernel struct {
 	// Refused says that twtrace can't trace here: it has to say so, with exit code
 	// 4, and no other test is run.
 	Refused bool
+	// CX16 gives the machine's processors CMPXCHG16B. See machine.arguments.
+	CX16 bool
 }
 
 // Kernels are those that twtrace is run on. What they have in common is Debian's
@@ -26,8 +28,8 @@ var Kernels = []Kernel{
 	{Name: "5.10", Suites: []string{"bullseye-security", "bullseye"}, Series: "5.10.", Refused: true},
 	{Name: "6.1", Suites: []string{"bookworm-security", "bookworm"}, Series: "6.1."},
 	{Name: "6.12", Suites: []string{"trixie-security", "trixie"}, Series: "6.12."},
-	{Name: "6.18", Suites: []string{"trixie-backports"}, Series: "6.18."},
-	{Name: "newest", Suites: []string{"sid", "trixie-backports"}},
+	{Name: "6.18", Suites: []string{"trixie-backports", "trixie"}, Series: "6.18."},
+	{Name: "newest", Suites: []string{"sid", "trixie-backports"}, CX16: true},
 }
 
 // Choose returns the kernels that a list names, separated by spaces or commas, or

@@ -1,11 +1,13 @@
 package vmtest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const (
@@ -15,6 +17,9 @@ const (
 	// who works on some tests.
 	packagesEnv = "TWTRACE_VM_PACKAGES"
 	runEnv      = "TWTRACE_VM_RUN"
+	// limitEnv is how long a kernel may take, its download included, in the form of
+	// time.ParseDuration. Empty: an hour.
+	limitEnv = "TWTRACE_VM_LIMIT"
 )
 
 // TestKernels boots kernels with the test binaries inside. It takes minutes and
@@ -36,6 +41,10 @@ func TestKernels(t *testing.T) {
 	if err := build(t.Context(), root, files); err != nil {
 		t.Fatal(err)
 	}
+	limit, err := limitOf(os.Getenv(limitEnv))
+	if err != nil {
+		t.Fatalf("%s: %v", limitEnv, err)
+	}
 	some := selection{strings.Fields(os.Getenv(packagesEnv)), os.Getenv(runEnv)}
 	columns := make([]column, len(kernels))
 	// Once all kernels are done. Shown without -v too, as go test in a package's
@@ -54,7 +63,12 @@ func TestKernels(t *testing.T) {
 			if len(c.jobs) == 0 {
 				t.Fatalf("%s: no such package is run in a virtual machine: %q", packagesEnv, some.packages)
 			}
-			c.outcome, c.err = runKernel(t, k, c.jobs, files)
+			ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("not done after %v", limit))
+			defer cancel()
+			c.outcome, c.err = runKernel(ctx, t, k, c.jobs, files)
+			if c.err != nil && ctx.Err() != nil {
+				c.err = context.Cause(ctx)
+			}
 			if c.err != nil {
 				t.Error(c.err)
 			}
@@ -71,9 +85,20 @@ func TestKernels(t *testing.T) {
 	}
 }
 
+// limitOf reads limitEnv.
+func limitOf(text string) (time.Duration, error) {
+	if text == "" {
+		return time.Hour, nil
+	}
+	limit, err := time.ParseDuration(text)
+	if err == nil && limit <= 0 {
+		err = fmt.Errorf("%v leaves no time", limit)
+	}
+	return limit, err
+}
+
 // runKernel says on stdout what it does, since it takes its time.
-func runKernel(t *testing.T, k Kernel, jobs []job, files string) (*outcome, error) {
-	ctx := t.Context()
+func runKernel(ctx context.Context, t *testing.T, k Kernel, jobs []job, files string) (*outcome, error) {
 	sayf := func(format string, args ...any) {
 		fmt.Printf("%-7s %s\n", k.Name, fmt.Sprintf(format, args...))
 	}
@@ -94,7 +119,7 @@ func runKernel(t *testing.T, k Kernel, jobs []job, files string) (*outcome, erro
 	if err != nil {
 		return nil, err
 	}
-	return runJobs(ctx, booter(t.TempDir(), t.ArtifactDir(), files, kernel, c.Release, mods), jobs, func(r result) {
+	return runJobs(ctx, booter(k, t.TempDir(), t.ArtifactDir(), files, kernel, c.Release, mods), jobs, func(r result) {
 		words := fmt.Sprintf("%-16s %-4s %4.0f s", r.job.Name, r.verdict, r.took.Seconds())
 		if len(r.tests) > 0 {
 			words += fmt.Sprintf("  %d passed, %d failed, %d skipped", r.count(success), r.count(failure), r.count(skipped))

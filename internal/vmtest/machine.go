@@ -35,20 +35,27 @@ type machine struct {
 	kernel, initrd string                   // files
 	console        string                   // file that gets what the kernel prints
 	limits         map[string]time.Duration // of each job, until the host gives it up
+	cx16           bool                     // the processors have CMPXCHG16B
 }
 
 // arguments are those of QEMU.
 func (m machine) arguments() []string {
+	// QEMU 7.2 emulates some of what newer processors have wrongly: with five-level
+	// page tables, and with CMPXCHG16B in the slab allocator of Debian's 6.12.107,
+	// memory was corrupted in every other boot. Without the latter, though, 7.x makes
+	// no socket storage at all (mm/slub.c, kmalloc_nolock), and its allocator is
+	// another.
+	cpu := "max,la57=off"
+	if !m.cx16 {
+		cpu += ",cx16=off"
+	}
 	return []string{
 		// The processors take turns. When they run at the same time, one can meet
 		// code that another is patching as it was before, and the kernel an int3
 		// that it knows nothing of: tests that switch tracepoints on and off run
 		// into that within minutes.
 		"-accel", "tcg,thread=single",
-		// QEMU 7.2 emulates some of what newer processors have wrongly: with
-		// five-level page tables, and with CMPXCHG16B in the slab allocator of
-		// Debian's 6.12.107, memory was corrupted in every other boot.
-		"-cpu", "max,la57=off,cx16=off",
+		"-cpu", cpu,
 		"-smp", "2",
 		"-m", "1024",
 		"-nodefaults", "-no-reboot", "-display", "none",
@@ -317,7 +324,7 @@ func tail(text string, lines int) string {
 
 // booter boots one kernel, each time with an image of its own in the directory
 // dir, and keeps what it printed in the directory logs.
-func booter(dir, logs, files string, kernel files, release string, modules []module) func(context.Context, []job, func(guest.Message)) error {
+func booter(k Kernel, dir, logs, tree string, kernel files, release string, modules []module) func(context.Context, []job, func(guest.Message)) error {
 	n := 0
 	return func(ctx context.Context, jobs []job, handle func(guest.Message)) error {
 		n++
@@ -326,6 +333,7 @@ func booter(dir, logs, files string, kernel files, release string, modules []mod
 			initrd:  filepath.Join(dir, "initrd"),
 			console: filepath.Join(logs, fmt.Sprintf("console.%d", n)),
 			limits:  make(map[string]time.Duration),
+			cx16:    k.CX16,
 		}
 		var plan guest.Plan
 		for _, j := range jobs {
@@ -340,7 +348,7 @@ func booter(dir, logs, files string, kernel files, release string, modules []mod
 			return err
 		}
 		w := bufio.NewWriter(f)
-		err = writeImage(w, files, release, kernel.config, modules, plan)
+		err = writeImage(w, tree, release, kernel, modules, plan)
 		if err := errors.Join(err, w.Flush(), f.Close()); err != nil {
 			return fmt.Errorf("write %s: %w", m.initrd, err)
 		}

@@ -44,6 +44,7 @@ tracer             -         FAIL 1, ok 2, 1m30s [3]
 internal/netlab    -         ok 1, skip 1, 1s
   TestD            -         skip [5]
 internal/run       -         -
+internal/watch     -         -
 cmd/twtrace        -         -
 loadgen            -         -
 internal/clock     -         -
