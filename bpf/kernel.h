@@ -42,6 +42,11 @@ enum {
 #define AF_INET6    10
 #define IPPROTO_TCP 6
 
+#define TH_FIN 0x01
+#define TH_SYN 0x02
+#define TH_RST 0x04
+#define TH_ACK 0x10
+
 #define EADDRNOTAVAIL 99
 
 #define SOCK_BINDPORT_LOCK 8 /* include/net/sock.h */

@@ -16,11 +16,6 @@
 #define ETH_P_IP   0x0800
 #define ETH_P_IPV6 0x86dd
 
-#define TH_FIN 0x01
-#define TH_SYN 0x02
-#define TH_RST 0x04
-#define TH_ACK 0x10
-
 #define MAX_AT_ONCE 4 /* drops that one look reports */
 
 /* Watch a listener; 0 if there is no room. */
@@ -219,33 +214,6 @@ static __always_inline int handle_segment_gone(const struct sk_buff *skb, bool c
 			event_end(e);
 		}
 	}
-	return 0;
-}
-
-/*
- * 6.12 and later give the socket that dropped the segment. A minisock in FIN_WAIT2
- * takes the peer's FIN for what makes it TIME_WAIT, acknowledges it and frees it
- * (net/ipv4/tcp_minisocks.c, tcp_timewait_state_process); its timer is mostly left
- * where it is. A FIN that is sent again looks the same: user space knows which
- * minisocks began in FIN_WAIT2, and takes the first.
- */
-static __always_inline int handle_tw_segment(const struct sk_buff *skb, struct sock *sk)
-{
-	struct inet_timewait_sock *tw = (void *)sk;
-	__u64 netns, cookie;
-	__u8 flags = 0;
-
-	if (BPF_CORE_READ(tw, tw_substate) != TCP_TIME_WAIT)
-		return 0;
-	if (bpf_probe_read_kernel(&flags, 1, skb->head + skb->transport_header + 13))
-		return 0;
-	if ((flags & (TH_FIN | TH_SYN | TH_RST)) != TH_FIN)
-		return 0;
-	netns = tw_netns(tw);
-	if (!in_scope(netns))
-		return 0;
-	cookie = BPF_CORE_READ(tw, __tw_common.skc_cookie.counter);
-	tw_event(tw, netns, cookie, KIND_TW_CONVERT, CAUSE_NONE, 0);
 	return 0;
 }
 
