@@ -21,6 +21,19 @@ struct address {
 	__u8 ip6[16];
 };
 
+/* What holds the port, if it was looked for (holder.h) and found. */
+static __always_inline void put_holder(struct event *e, struct task_struct *task, __u64 binder)
+{
+	struct holder *h = bpf_task_storage_get(&holders, task, NULL, 0);
+
+	if (!h || h->binder != binder)
+		return;
+	h->binder = 0;
+	e->substate = h->state;
+	*(__u64 *)e->refusals = h->cookie;
+	__builtin_memcpy(e->peer, h->addr, sizeof(e->peer));
+}
+
 static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -71,6 +84,8 @@ static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 	e->err = -args->ret;
 	e->old_state = e->new_state = TCP_CLOSE;
 	put_owner(e, &own);
+	if (holders_noted && e->err == EADDRINUSE)
+		put_holder(e, task, (__u64)sk);
 	event_end(e);
 	return 0;
 }

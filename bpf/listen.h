@@ -13,9 +13,8 @@
 #ifndef TWTRACE_LISTEN_H
 #define TWTRACE_LISTEN_H
 
-#define ETH_P_IP    0x0800
-#define ETH_P_IPV6  0x86dd
-#define IPPROTO_TCP 6
+#define ETH_P_IP   0x0800
+#define ETH_P_IPV6 0x86dd
 
 #define TH_FIN 0x01
 #define TH_SYN 0x02

@@ -112,6 +112,15 @@ type ProbesFrame struct {
 	Cause uint64
 }
 
+type ProbesHolder struct {
+	_      structs.HostLayout
+	Binder uint64
+	Cookie uint64
+	Addr   [16]uint8
+	State  uint32
+	Pad    uint32
+}
+
 type ProbesListeners struct {
 	_  structs.HostLayout
 	Of [8]struct {
@@ -139,9 +148,10 @@ type ProbesPortKey struct {
 }
 
 type ProbesRecent struct {
-	_       structs.HostLayout
-	TwMade  uint64
-	RstSent uint64
+	_         structs.HostLayout
+	TwMade    uint64
+	RstSent   uint64
+	TwRefused uint64
 }
 
 type ProbesRefusal uint32
@@ -153,6 +163,12 @@ const (
 	ProbesRefusalREFUSED_TAKEN         ProbesRefusal = 3
 	ProbesRefusalREFUSALS              ProbesRefusal = 4
 )
+
+type ProbesRefused struct {
+	_      structs.HostLayout
+	Checks uint32
+	By     [3]uint32
+}
 
 type ProbesScratch struct {
 	_        structs.HostLayout
@@ -168,9 +184,11 @@ type ProbesScratch struct {
 const (
 	ProbesMapAccounts             = "accounts"
 	ProbesMapEvents               = "events"
+	ProbesMapHolders              = "holders"
 	ProbesMapListening            = "listening"
 	ProbesMapOwners               = "owners"
 	ProbesMapRecents              = "recents"
+	ProbesMapRefused              = "refused"
 	ProbesMapScratches            = "scratches"
 	ProbesMapSelected             = "selected"
 	ProbesProgBindExit            = "bind_exit"
@@ -208,15 +226,18 @@ const (
 	ProbesVarFamilyFilter         = "family_filter"
 	ProbesVarFrameCount           = "frame_count"
 	ProbesVarFrames               = "frames"
+	ProbesVarHoldersNoted         = "holders_noted"
 	ProbesVarKinds                = "kinds"
 	ProbesVarLportCount           = "lport_count"
 	ProbesVarLportFilter          = "lport_filter"
 	ProbesVarNetnsCount           = "netns_count"
 	ProbesVarNetnsFilter          = "netns_filter"
 	ProbesVarNoListeners          = "no_listeners"
+	ProbesVarOverflowsNoted       = "overflows_noted"
 	ProbesVarPidCount             = "pid_count"
 	ProbesVarPidFilter            = "pid_filter"
 	ProbesVarPidns                = "pidns"
+	ProbesVarRefusalsNoted        = "refusals_noted"
 	ProbesVarRportCount           = "rport_count"
 	ProbesVarRportFilter          = "rport_filter"
 	ProbesVarTwTimerHandlerAddr   = "tw_timer_handler_addr"
@@ -305,9 +326,11 @@ type ProbesProgramSpecs struct {
 type ProbesMapSpecs struct {
 	Accounts  *ebpf.MapSpec `ebpf:"accounts"`
 	Events    *ebpf.MapSpec `ebpf:"events"`
+	Holders   *ebpf.MapSpec `ebpf:"holders"`
 	Listening *ebpf.MapSpec `ebpf:"listening"`
 	Owners    *ebpf.MapSpec `ebpf:"owners"`
 	Recents   *ebpf.MapSpec `ebpf:"recents"`
+	Refused   *ebpf.MapSpec `ebpf:"refused"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 	Selected  *ebpf.MapSpec `ebpf:"selected"`
 }
@@ -324,15 +347,18 @@ type ProbesVariableSpecs struct {
 	FamilyFilter       *ebpf.VariableSpec `ebpf:"family_filter"`
 	FrameCount         *ebpf.VariableSpec `ebpf:"frame_count"`
 	Frames             *ebpf.VariableSpec `ebpf:"frames"`
+	HoldersNoted       *ebpf.VariableSpec `ebpf:"holders_noted"`
 	Kinds              *ebpf.VariableSpec `ebpf:"kinds"`
 	LportCount         *ebpf.VariableSpec `ebpf:"lport_count"`
 	LportFilter        *ebpf.VariableSpec `ebpf:"lport_filter"`
 	NetnsCount         *ebpf.VariableSpec `ebpf:"netns_count"`
 	NetnsFilter        *ebpf.VariableSpec `ebpf:"netns_filter"`
 	NoListeners        *ebpf.VariableSpec `ebpf:"no_listeners"`
+	OverflowsNoted     *ebpf.VariableSpec `ebpf:"overflows_noted"`
 	PidCount           *ebpf.VariableSpec `ebpf:"pid_count"`
 	PidFilter          *ebpf.VariableSpec `ebpf:"pid_filter"`
 	Pidns              *ebpf.VariableSpec `ebpf:"pidns"`
+	RefusalsNoted      *ebpf.VariableSpec `ebpf:"refusals_noted"`
 	RportCount         *ebpf.VariableSpec `ebpf:"rport_count"`
 	RportFilter        *ebpf.VariableSpec `ebpf:"rport_filter"`
 	TwTimerHandlerAddr *ebpf.VariableSpec `ebpf:"tw_timer_handler_addr"`
@@ -366,9 +392,11 @@ func (o *ProbesObjects) Close() error {
 type ProbesMaps struct {
 	Accounts  *ebpf.Map `ebpf:"accounts"`
 	Events    *ebpf.Map `ebpf:"events"`
+	Holders   *ebpf.Map `ebpf:"holders"`
 	Listening *ebpf.Map `ebpf:"listening"`
 	Owners    *ebpf.Map `ebpf:"owners"`
 	Recents   *ebpf.Map `ebpf:"recents"`
+	Refused   *ebpf.Map `ebpf:"refused"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
 	Selected  *ebpf.Map `ebpf:"selected"`
 }
@@ -377,9 +405,11 @@ func (m *ProbesMaps) Close() error {
 	return _ProbesClose(
 		m.Accounts,
 		m.Events,
+		m.Holders,
 		m.Listening,
 		m.Owners,
 		m.Recents,
+		m.Refused,
 		m.Scratches,
 		m.Selected,
 	)
@@ -397,15 +427,18 @@ type ProbesVariables struct {
 	FamilyFilter       *ebpf.Variable `ebpf:"family_filter"`
 	FrameCount         *ebpf.Variable `ebpf:"frame_count"`
 	Frames             *ebpf.Variable `ebpf:"frames"`
+	HoldersNoted       *ebpf.Variable `ebpf:"holders_noted"`
 	Kinds              *ebpf.Variable `ebpf:"kinds"`
 	LportCount         *ebpf.Variable `ebpf:"lport_count"`
 	LportFilter        *ebpf.Variable `ebpf:"lport_filter"`
 	NetnsCount         *ebpf.Variable `ebpf:"netns_count"`
 	NetnsFilter        *ebpf.Variable `ebpf:"netns_filter"`
 	NoListeners        *ebpf.Variable `ebpf:"no_listeners"`
+	OverflowsNoted     *ebpf.Variable `ebpf:"overflows_noted"`
 	PidCount           *ebpf.Variable `ebpf:"pid_count"`
 	PidFilter          *ebpf.Variable `ebpf:"pid_filter"`
 	Pidns              *ebpf.Variable `ebpf:"pidns"`
+	RefusalsNoted      *ebpf.Variable `ebpf:"refusals_noted"`
 	RportCount         *ebpf.Variable `ebpf:"rport_count"`
 	RportFilter        *ebpf.Variable `ebpf:"rport_filter"`
 	TwTimerHandlerAddr *ebpf.Variable `ebpf:"tw_timer_handler_addr"`

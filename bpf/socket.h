@@ -22,7 +22,8 @@ static __always_inline __u64 kind_key(__u64 id, __u8 kind)
 struct facts {
 	__u64 cookie;
 	__u64 netns;
-	const struct owner *owner; /* NULL: not known here */
+	const struct owner *owner;     /* NULL: not known here */
+	const struct refused *refused; /* of a connect() that failed; NULL: none */
 	__u32 call;
 	int old_state;
 	int new_state;
@@ -42,6 +43,24 @@ static __always_inline void put_addresses(struct event *e, const struct sock_com
 		*(__u32 *)e->local = c->skc_rcv_saddr;
 		*(__u32 *)e->peer = c->skc_daddr;
 	}
+}
+
+/* Whatever was not refused for a TIME_WAIT has a live connection. */
+static __always_inline void put_refusals(struct event *e, const struct refused *r)
+{
+	__u32 taken;
+
+	e->flags |= FLAG_REFUSALS;
+	if (!r)
+		return;
+	taken = r->checks;
+	for (int why = 0; why < REFUSED_TAKEN; why++) {
+		__u32 n = r->by[why];
+
+		e->refusals[why] = n < 0xffff ? n : 0xffff;
+		taken -= n < taken ? n : taken;
+	}
+	e->refusals[REFUSED_TAKEN] = taken < 0xffff ? taken : 0xffff;
 }
 
 /* nth counts the events of one call, which are one for the account of what was skipped. */
@@ -66,6 +85,8 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 	e->nth = *nth;
 	if (f->owner)
 		put_owner(e, f->owner);
+	if (kind == KIND_CONNECT_FAILED && refusals_noted)
+		put_refusals(e, f->refused);
 	event_end(e);
 	*nth += 1;
 }

@@ -7,7 +7,8 @@
 #define TWTRACE_STATE_H
 
 /*
- * tcp_time_wait() calls tcp_done() whether or not it got a minisock. Without
+ * tcp_time_wait() calls tcp_done() whether or not it got a minisock. Where nobody
+ * sees inet_twsk_alloc() itself (overflow.h) it is told by what follows: without
  * one the socket leaves FIN_WAIT2 or CLOSING for CLOSE with no error, no RST of
  * its own and no timer started, while the namespace is at its limit. The
  * limit is read after the fact and other CPUs free minisocks meanwhile: hence
@@ -131,6 +132,8 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	}
 	if (new == TCP_LISTEN && wants(KIND_LISTEN_DROP))
 		listener_begins(sk, &f);
+	if (refusals_noted && old == TCP_CLOSE && new == TCP_SYN_SENT)
+		bpf_sk_storage_delete(&refused, sk);
 	asked_for = passes(sk->__sk_common.skc_family, f.local_port, f.peer_port);
 	if (by_owner() && asked_for) {
 		if (f.owner)
@@ -151,10 +154,14 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 			f.flags |= FLAG_LINGER0;
 		if (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) {
 			r = recent_of(f.cookie);
-			if (r && r->tw_made == f.cookie)
+			if (overflows_noted && r && r->tw_refused == f.cookie) {
+				r->tw_refused = 0; /* the socket may be connected again */
+				overflow = true;
+			} else if (r && r->tw_made == f.cookie) {
 				f.flags |= FLAG_TW_MADE;
-			else if (r && r->rst_sent != f.cookie && !f.err)
+			} else if (!overflows_noted && r && r->rst_sent != f.cookie && !f.err) {
 				overflow = tw_overflowed(net) && by_time_wait(ctx, sk, tp, old);
+			}
 		}
 	}
 
@@ -170,6 +177,8 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 
 			if (cause != CAUSE_NOT_SENT)
 				f.err = EADDRNOTAVAIL;
+			if (refusals_noted)
+				f.refused = bpf_sk_storage_get(&refused, sk, NULL, 0);
 			socket_event(sk, KIND_CONNECT_FAILED, cause, &nth, &f);
 		}
 	}

@@ -49,6 +49,12 @@ func decode(raw []byte, ev *Event) error {
 			Taken:        w.Refusals[bpf.ProbesRefusalREFUSED_TAKEN],
 		}
 	}
+	if ev.Kind == tcp.KindBindFailed && w.Substate != 0 {
+		ev.Holder = tcp.Holder{
+			State: ev.Substate, Cookie: tcp.Cookie(*(*uint64)(unsafe.Pointer(&w.Refusals))), Addr: netip.AddrFrom16(w.Peer).Unmap(),
+		}
+		ev.Substate, ev.Tuple.Peer = tcp.StateNone, addrPort(w.Family, new([16]byte), 0)
+	}
 	return nil
 }
 
