@@ -19,6 +19,7 @@ const (
 	EnrichMapHolders       = "holders"
 	EnrichMapRecents       = "recents"
 	EnrichMapRefused       = "refused"
+	EnrichMapWalks         = "walks"
 	EnrichProgPortChecked  = "port_checked"
 	EnrichProgPortChecked6 = "port_checked6"
 	EnrichProgPortDenied   = "port_denied"
@@ -87,6 +88,7 @@ type EnrichMapSpecs struct {
 	Holders *ebpf.MapSpec `ebpf:"holders"`
 	Recents *ebpf.MapSpec `ebpf:"recents"`
 	Refused *ebpf.MapSpec `ebpf:"refused"`
+	Walks   *ebpf.MapSpec `ebpf:"walks"`
 }
 
 // EnrichVariableSpecs contains global variables before they are loaded into the kernel.
@@ -121,6 +123,7 @@ type EnrichMaps struct {
 	Holders *ebpf.Map `ebpf:"holders"`
 	Recents *ebpf.Map `ebpf:"recents"`
 	Refused *ebpf.Map `ebpf:"refused"`
+	Walks   *ebpf.Map `ebpf:"walks"`
 }
 
 func (m *EnrichMaps) Close() error {
@@ -128,6 +131,7 @@ func (m *EnrichMaps) Close() error {
 		m.Holders,
 		m.Recents,
 		m.Refused,
+		m.Walks,
 	)
 }
 

@@ -34,6 +34,18 @@ struct walk {
 	struct holder found;
 };
 
+/*
+ * The walk of the program that runs on this CPU, of which there is one at a time. In
+ * a map and not on the stack, since verifiers before 6.8 take a callback's first
+ * step for every step: what is zero there at first would be zero for good.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct walk);
+} walks SEC(".maps");
+
 static __always_inline void read_place(struct place *p, struct sock *sk)
 {
 	__u64 addr[2] = {};
@@ -140,10 +152,14 @@ static __always_inline void enter_bucket(struct walk *w, struct inet_bind_bucket
 #define after(node)		  ((__u64)BPF_CORE_READ((struct hlist_node *)(node), next))
 
 /* One node of the three lists that lie within each other; 1: enough. */
-static long walk_step(__u32 i, struct walk *w)
+static long walk_step(__u32 i, void *ctx)
 {
+	__u32 zero = 0;
+	struct walk *w = bpf_map_lookup_elem(&walks, &zero);
 	__u64 at;
 
+	if (!w)
+		return 1;
 	if (w->owner) {
 		at = w->owner;
 		w->owner = after(at);
@@ -184,26 +200,29 @@ static __always_inline __u64 first_bucket(struct net *net, __u16 port)
 static __always_inline int handle_port_denied(struct sock *sk, __u16 port)
 {
 	struct net *net = sk->__sk_common.skc_net.net;
-	struct walk w = {};
+	__u32 zero = 0;
 	struct holder *h;
+	struct walk *w;
 
 	if (!port || sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_state != TCP_CLOSE ||
 	    !in_scope(net->net_cookie))
 		return 0;
 	h = bpf_task_storage_get(&holders, bpf_get_current_task_btf(), NULL,
 				 BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!h) {
+	w = bpf_map_lookup_elem(&walks, &zero);
+	if (!h || !w) {
 		__sync_fetch_and_add(&untracked, 1);
 		return 0;
 	}
-	w.net = address_of(net);
-	w.port = port;
-	w.bucket = first_bucket(net, port);
-	w.found.binder = address_of(sk);
-	read_place(&w.want, sk);
-	w.want.uid = sk->sk_uid.val;
-	bpf_loop(MAX_STEPS, walk_step, &w, 0);
-	__builtin_memcpy(h, &w.found, sizeof(*h));
+	__builtin_memset(w, 0, sizeof(*w));
+	w->net = address_of(net);
+	w->port = port;
+	w->bucket = first_bucket(net, port);
+	w->found.binder = address_of(sk);
+	read_place(&w->want, sk);
+	w->want.uid = sk->sk_uid.val;
+	bpf_loop(MAX_STEPS, walk_step, NULL, 0);
+	__builtin_memcpy(h, &w->found, sizeof(*h));
 	return 0;
 }
 

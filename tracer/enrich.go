@@ -85,7 +85,11 @@ func enrich(core *ebpf.CollectionSpec, opts *Options, seen Coverage, types *btf.
 		e.shared[name] = m
 	}
 	for _, row := range enrichments {
-		if seen[row.needs] != tcp.Exact || !slices.ContainsFunc(opts.kinds(), func(k Kind) bool { return slices.Contains(row.forKinds, k) }) {
+		if !slices.ContainsFunc(opts.kinds(), func(k Kind) bool { return slices.Contains(row.forKinds, k) }) {
+			continue
+		}
+		if grade := seen[row.needs]; grade != tcp.Exact {
+			e.gaps[row.fact] = fmt.Errorf("%s is %s", row.needs, grade)
 			continue
 		}
 		if err := e.attach(row, spec, types); err != nil {

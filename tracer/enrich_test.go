@@ -35,8 +35,13 @@ func TestEnrichmentsNameEveryProgram(t *testing.T) {
 		}
 	}
 	for name := range spec.Maps {
-		if name[0] != '.' && !slices.Contains(sharedMaps, name) {
-			t.Errorf("map %s is not among those that are shared", name)
+		if name[0] != '.' && core.Maps[name] != nil && !slices.Contains(sharedMaps, name) {
+			t.Errorf("both objects have a map %s, each its own", name)
+		}
+	}
+	for _, name := range sharedMaps {
+		if spec.Maps[name] == nil || core.Maps[name] == nil {
+			t.Errorf("map %s can't be shared", name)
 		}
 	}
 }
