@@ -166,7 +166,7 @@ static long walk_step(__u32 i, void *ctx)
 		consider(w, entry(at, struct sock, __sk_common.skc_bind_node));
 		return w->rank == rank_of(TCP_LISTEN);
 	}
-	if (w->bucket2) {
+	if (bpf_core_field_exists(struct inet_bind2_bucket, bhash_node) && w->bucket2) {
 		struct inet_bind2_bucket *b =
 			entry(w->bucket2, struct inet_bind2_bucket, bhash_node);
 

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -135,6 +136,47 @@ func TestRefusals(t *testing.T) {
 					s.noPort = append(s.noPort, s.cookie(fd))
 				}
 				s.close(fd)
+			},
+			want: tcp.Refusals{NotAllowed: 10}, cause: tcp.CausePortSearch,
+		},
+		{
+			name: "nobody asks for what is bound", sysctls: "ip_local_port_range=40000_40001 ",
+			do: func(s *scene) {
+				for _, port := range []uint16{40000, 40001} {
+					fd := s.socket(s.lab.Client())
+					s.bind(fd, netip.AddrPortFrom(s.lab.ClientAddrs()[0], port))
+					defer s.close(fd)
+				}
+				s.refused(0)
+			},
+			cause: tcp.CausePortSearch,
+		},
+		{
+			name: "many at once", sysctls: ten + "tcp_tw_reuse=0",
+			do: func(s *scene) {
+				s.timeWaits(10)
+				var fds [100]int
+				for i := range fds {
+					fds[i] = s.socket(s.lab.Client())
+				}
+				to := s.sockaddr(s.server)
+				errs := make([]error, len(fds))
+				var wg sync.WaitGroup
+				for part := range 4 {
+					wg.Go(func() {
+						for i := part; i < len(fds); i += 4 {
+							errs[i] = connect(fds[i], to)
+						}
+					})
+				}
+				wg.Wait()
+				for i, fd := range fds {
+					if !errors.Is(errs[i], unix.EADDRNOTAVAIL) {
+						s.Fatalf("connect: %v, want EADDRNOTAVAIL", errs[i])
+					}
+					s.noPort = append(s.noPort, s.cookie(fd))
+					s.close(fd)
+				}
 			},
 			want: tcp.Refusals{NotAllowed: 10}, cause: tcp.CausePortSearch,
 		},
