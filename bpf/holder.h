@@ -27,8 +27,7 @@ struct place {
 struct walk {
 	/* hlist_nodes that come next, by address; 0: none */
 	__u64 bucket, bucket2, owner;
-	__u64 net;
-	__u16 port;
+	__u64 net, binder;
 	__u32 rank; /* of what was found */
 	struct place want;
 	struct holder found;
@@ -113,7 +112,7 @@ static __always_inline void consider(struct walk *w, struct sock *sk)
 	struct place its;
 
 	if (rank <= w->rank || state < TCP_ESTABLISHED || state >= TCP_NEW_SYN_RECV ||
-	    (__u64)sk == w->found.binder)
+	    (__u64)sk == w->binder)
 		return;
 	read_place(&its, sk);
 	if (state != TCP_TIME_WAIT) /* a minisock has none */
@@ -136,7 +135,8 @@ static __always_inline void consider(struct walk *w, struct sock *sk)
 /* The bucket of a port: its sockets come next, or since 6.8 its buckets by address. */
 static __always_inline void enter_bucket(struct walk *w, struct inet_bind_bucket *b)
 {
-	if (BPF_CORE_READ(b, port) != w->port || (__u64)BPF_CORE_READ(b, ib_net.net) != w->net)
+	if (BPF_CORE_READ(b, port) != w->found.port ||
+	    (__u64)BPF_CORE_READ(b, ib_net.net) != w->net)
 		return;
 	/* Of another VRF (inet_sk_bound_l3mdev). */
 	if (!w->want.device && BPF_CORE_READ(b, l3mdev))
@@ -216,9 +216,9 @@ static __always_inline int handle_port_denied(struct sock *sk, __u16 port)
 	}
 	__builtin_memset(w, 0, sizeof(*w));
 	w->net = address_of(net);
-	w->port = port;
+	w->found.port = port;
 	w->bucket = first_bucket(net, port);
-	w->found.binder = address_of(sk);
+	w->binder = address_of(sk);
 	read_place(&w->want, sk);
 	w->want.uid = sk->sk_uid.val;
 	bpf_loop(MAX_STEPS, walk_step, NULL, 0);

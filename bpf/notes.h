@@ -59,10 +59,10 @@ struct {
  * freed by the kernel with the task.
  */
 struct holder {
-	__u64 binder;  /* address of the socket that wanted the port; 0: taken */
 	__u64 cookie;  /* 0: nobody had asked for it */
 	__u8 addr[16]; /* IPv4 mapped */
-	__u32 state;
+	__u16 port;    /* 0: taken */
+	__u16 state;   /* 0: nobody was found */
 	__u32 pad;
 };
 

@@ -114,10 +114,10 @@ type ProbesFrame struct {
 
 type ProbesHolder struct {
 	_      structs.HostLayout
-	Binder uint64
 	Cookie uint64
 	Addr   [16]uint8
-	State  uint32
+	Port   uint16
+	State  uint16
 	Pad    uint32
 }
 

@@ -357,6 +357,28 @@ func TestBindHolder(t *testing.T) {
 			}
 		})
 	}
+	// What Go's net.Listen asks with, where the kernel has MPTCP.
+	t.Run("MPTCP", func(t *testing.T) {
+		s := enrichedScene(t, setup{}, tcp.FactBindOwner, "")
+		var fd int
+		err := s.lab.Server().Do(func() (err error) {
+			fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+			return err
+		})
+		if err != nil {
+			t.Skipf("no MPTCP here: %v", err)
+		}
+		s.open[fd] = true
+		if err := unix.Bind(fd, s.sockaddr(s.server)); !errors.Is(err, unix.EADDRINUSE) {
+			t.Fatalf("bind: %v, want EADDRINUSE", err)
+		}
+		s.drain()
+		ev := s.one("bind()", s.ofKind(tcp.KindBindFailed))
+		if want := (tcp.Holder{State: tcp.Listen, Cookie: s.cookie(s.listener), Addr: s.server.Addr()}); ev.Holder != want {
+			t.Errorf("%+v has the port, want %+v", ev.Holder, want)
+		}
+		s.wantOwner(ev)
+	})
 	// Another reason than a socket, in the same task as a conflict before it.
 	t.Run("nobody", func(t *testing.T) {
 		s := enrichedScene(t, setup{}, tcp.FactBindOwner, "")
