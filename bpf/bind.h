@@ -27,16 +27,17 @@ struct address {
  * What holds the port, if it was looked for (holder.h) and found. Of MPTCP it is the TCP
  * socket below that asked: the port tells that it was for this call.
  */
-static __always_inline void put_holder(struct event *e, struct task_struct *task)
+static __always_inline void put_holder(struct event *e)
 {
-	struct holder *h = bpf_task_storage_get(&holders, task, NULL, 0);
+	__u32 task = this_task();
+	struct holder *h = bpf_map_lookup_elem(&holders, &task);
 
 	if (!h || h->port != e->local_port)
 		return;
-	h->port = 0;
 	e->substate = h->state;
 	*(__u64 *)e->refusals = h->cookie;
 	__builtin_memcpy(e->peer, h->addr, sizeof(e->peer));
+	bpf_map_delete_elem(&holders, &task);
 }
 
 static __always_inline int handle_bind_exit(struct sys_exit_args *args)
@@ -92,7 +93,7 @@ static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 	e->old_state = e->new_state = TCP_CLOSE;
 	put_owner(e, &own);
 	if (holders_noted && e->err == EADDRINUSE)
-		put_holder(e, task);
+		put_holder(e);
 	event_end(e);
 	return 0;
 }

@@ -11,6 +11,9 @@
 
 #define MAX_STEPS (1 << 16) /* sockets of one port that are looked at, some ms */
 
+/* Holders that there was no room to note. */
+__u64 untracked;
+
 /* A socket as the rule sees it. */
 struct place {
 	__u64 high, low; /* IPv6 */
@@ -167,11 +170,12 @@ static long walk_step(__u32 i, void *ctx)
 		return w->rank == rank_of(TCP_LISTEN);
 	}
 	if (bpf_core_field_exists(struct inet_bind2_bucket, bhash_node) && w->bucket2) {
-		struct inet_bind2_bucket *b =
-			entry(w->bucket2, struct inet_bind2_bucket, bhash_node);
+		struct inet_bind2_bucket *b;
 
+		at = w->bucket2;
+		b = entry(at, struct inet_bind2_bucket, bhash_node);
+		w->bucket2 = after(at);
 		w->owner = (__u64)BPF_CORE_READ(b, owners.first);
-		w->bucket2 = after(w->bucket2);
 		return 0;
 	}
 	if (!w->bucket)
@@ -200,29 +204,25 @@ static __always_inline __u64 first_bucket(struct net *net, __u16 port)
 static __always_inline int handle_port_denied(struct sock *sk, __u16 port)
 {
 	struct net *net = sk->__sk_common.skc_net.net;
-	__u32 zero = 0;
-	struct holder *h;
+	__u32 zero = 0, task = this_task();
 	struct walk *w;
 
 	if (!port || sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_state != TCP_CLOSE ||
 	    !in_scope(net->net_cookie))
 		return 0;
-	h = bpf_task_storage_get(&holders, bpf_get_current_task_btf(), NULL,
-				 BPF_LOCAL_STORAGE_GET_F_CREATE);
 	w = bpf_map_lookup_elem(&walks, &zero);
-	if (!h || !w) {
-		__sync_fetch_and_add(&untracked, 1);
+	if (!w)
 		return 0;
-	}
 	__builtin_memset(w, 0, sizeof(*w));
 	w->net = address_of(net);
-	w->found.port = port;
-	w->bucket = first_bucket(net, port);
 	w->binder = address_of(sk);
+	w->bucket = first_bucket(net, port);
+	w->found.port = port;
 	read_place(&w->want, sk);
 	w->want.uid = sk->sk_uid.val;
 	bpf_loop(MAX_STEPS, walk_step, NULL, 0);
-	__builtin_memcpy(h, &w->found, sizeof(*h));
+	if (bpf_map_update_elem(&holders, &task, &w->found, 0))
+		__sync_fetch_and_add(&untracked, 1);
 	return 0;
 }
 

@@ -166,6 +166,7 @@ const (
 
 type ProbesRefused struct {
 	_      structs.HostLayout
+	Cookie uint64
 	Checks uint32
 	By     [3]uint32
 }

@@ -10,22 +10,6 @@
 
 #define LOOPBACK_IFINDEX 1 /* include/net/flow.h */
 
-/* Refusals that there was no memory to count. */
-__u64 untracked;
-
-/* Where the refusals of this socket are counted; NULL: it is none of the trace's. */
-static __always_inline struct refused *refused_of(struct sock *sk)
-{
-	struct refused *r;
-
-	if (sk->sk_protocol != IPPROTO_TCP || !in_scope(sk->__sk_common.skc_net.net->net_cookie))
-		return NULL;
-	r = bpf_sk_storage_get(&refused, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!r)
-		__sync_fetch_and_add(&untracked, 1);
-	return r;
-}
-
 /* 127.0.0.0/8, in network byte order. */
 static __always_inline bool is_loopback4(__be32 addr)
 {
@@ -81,7 +65,7 @@ static __always_inline enum refusal why_refused(struct sock *sk, struct sock *sk
 /* tcp_twsk_unique(), which __inet_check_established() asks, has returned 0. */
 static __always_inline int handle_tw_refused(struct sock *sk, struct sock *sktw, void *twp)
 {
-	struct refused *r = refused_of(sk);
+	struct refused *r = refused_of(sk->__sk_common.skc_cookie.counter);
 	enum refusal why;
 
 	if (!r)
@@ -107,7 +91,7 @@ static __always_inline int handle_port_checked(unsigned long long *ctx)
 	bpf_get_func_ret(ctx, &ret);
 	if ((int)ret == 0)
 		return 0;
-	r = refused_of(sk);
+	r = refused_of(sk->__sk_common.skc_cookie.counter);
 	if (r)
 		r->checks++;
 	return 0;

@@ -23,7 +23,7 @@ struct facts {
 	__u64 cookie;
 	__u64 netns;
 	const struct owner *owner;     /* NULL: not known here */
-	const struct refused *refused; /* of a connect() that failed; NULL: none */
+	const struct refused *refused; /* of a connect() that failed; NULL: not known */
 	__u32 call;
 	int old_state;
 	int new_state;
@@ -48,12 +48,8 @@ static __always_inline void put_addresses(struct event *e, const struct sock_com
 /* Whatever was not refused for a TIME_WAIT has a live connection. */
 static __always_inline void put_refusals(struct event *e, const struct refused *r)
 {
-	__u32 taken;
+	__u32 taken = r->checks;
 
-	e->flags |= FLAG_REFUSALS;
-	if (!r)
-		return;
-	taken = r->checks;
 	for (int why = 0; why < REFUSED_TAKEN; why++) {
 		__u32 n = r->by[why];
 
@@ -61,6 +57,7 @@ static __always_inline void put_refusals(struct event *e, const struct refused *
 		taken -= n < taken ? n : taken;
 	}
 	e->refusals[REFUSED_TAKEN] = taken < 0xffff ? taken : 0xffff;
+	e->flags |= FLAG_REFUSALS;
 }
 
 /* nth counts the events of one call, which are one for the account of what was skipped. */
@@ -85,7 +82,7 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 	e->nth = *nth;
 	if (f->owner)
 		put_owner(e, f->owner);
-	if (kind == KIND_CONNECT_FAILED && refusals_noted)
+	if (kind == KIND_CONNECT_FAILED && f->refused)
 		put_refusals(e, f->refused);
 	event_end(e);
 	*nth += 1;

@@ -62,6 +62,19 @@ static __always_inline __u8 connect_cause(struct sock *sk, __u16 local_port)
 									     : CAUSE_NOT_SENT;
 }
 
+/* connect() looks for a port next, and is refused some. */
+static __always_inline void begin_search(__u64 cookie)
+{
+	struct refused none = {.cookie = cookie};
+	__u32 task = this_task();
+	struct refused *r = bpf_map_lookup_elem(&refused, &task);
+
+	if (r)
+		*r = none;
+	else if (bpf_map_update_elem(&refused, &task, &none, 0))
+		count_untracked();
+}
+
 /* The owner, at the changes of state that show one; NULL at the others. */
 static __always_inline struct owner *owner_at(struct owner *o, struct sock *sk, int old, int new)
 {
@@ -133,7 +146,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	if (new == TCP_LISTEN && wants(KIND_LISTEN_DROP))
 		listener_begins(sk, &f);
 	if (refusals_noted && old == TCP_CLOSE && new == TCP_SYN_SENT)
-		bpf_sk_storage_delete(&refused, sk);
+		begin_search(f.cookie);
 	asked_for = passes(sk->__sk_common.skc_family, f.local_port, f.peer_port);
 	if (by_owner() && asked_for) {
 		if (f.owner)
@@ -178,7 +191,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 			if (cause != CAUSE_NOT_SENT)
 				f.err = EADDRNOTAVAIL;
 			if (refusals_noted)
-				f.refused = bpf_sk_storage_get(&refused, sk, NULL, 0);
+				f.refused = refused_of(f.cookie);
 			socket_event(sk, KIND_CONNECT_FAILED, cause, &nth, &f);
 		}
 	}

@@ -148,8 +148,8 @@ func (e *enriched) tell(core *ebpf.CollectionSpec) error {
 	return set(core, told)
 }
 
-// stats returns the kernel's account of each program, and how many refusals and
-// holders there was no memory to note.
+// stats returns the kernel's account of each program, and how many holders of ports
+// there was no room to note.
 func (e *enriched) stats() (programs []ProgramStats, untracked uint64, err error) {
 	for i, coll := range e.colls {
 		for _, name := range e.rows[i].programs {

@@ -38,7 +38,7 @@ type Stats struct {
 	Late uint64
 	// Untracked are connections and listeners for which a table had no room: with a
 	// filter by process their events are missing, and drops by such a listener are. Or
-	// there was no memory to count a connect()'s refusals, or to note the holder of a port.
+	// calls of connect() and bind(): they lack the refusals, or the holder of the port.
 	Untracked uint64
 	// ByKind counts what Read handed over, LostByKind what the ring lost.
 	ByKind, LostByKind map[Kind]uint64
