@@ -75,7 +75,7 @@ static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 	if (!in_scope(netns))
 		return 0;
 	bpf_probe_read_user(&to, sizeof(to), (void *)SYSCALL_ARG2(regs));
-	owner_of_task(&own, task, sk);
+	owner_of_task(&own, task, cgroup_of(sk));
 	if (!passes(family, bpf_ntohs(to.port), 0) || (by_owner() && !is_wanted_owner(&own, sk)))
 		return 0;
 	e = event_begin(KIND_BIND_FAILED, false);

@@ -3,6 +3,14 @@
 #ifndef TWTRACE_EMIT_H
 #define TWTRACE_EMIT_H
 
+/*
+ * Functions that are not static are verified once, and not again on every path that
+ * leads to them: without that, 6.1's verifier gives up on the larger programs.
+ */
+#define __global __attribute__((noinline))
+
+#include "ring.h"
+
 static __always_inline struct account *this_account(void)
 {
 	__u32 zero = 0;
@@ -38,12 +46,6 @@ static __always_inline void count_untracked(void)
 	if (acc)
 		__sync_fetch_and_add(&acc->untracked, 1);
 }
-
-/*
- * Functions that are not static are verified once, and not again on every path that
- * leads to them: without that, 6.1's verifier gives up on the larger programs.
- */
-#define __global __attribute__((noinline))
 
 static __always_inline bool port_in(const volatile __u16 *filter, __u32 count, __u16 port)
 {
@@ -88,22 +90,27 @@ static __always_inline bool passes(__u16 family, __u16 lport, __u16 rport)
  * Counters are of one CPU, but a softirq can interrupt the addition and add
  * too: hence the atomics.
  */
-static __always_inline struct event *event_begin(__u8 kind, bool twin)
+static __always_inline void count_lost(__u8 kind, bool twin)
 {
 	struct account *acc = this_account();
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
-	/* First of all: 6.1's verifier loses sight of a reservation that is looked at twice. */
-	if (!e) {
-		/* What a twin can't record stays among the skipped. */
-		if (acc && !twin) {
-			__sync_fetch_and_add(&acc->emitted[kind], 1);
-			__sync_fetch_and_add(&acc->lost[kind], 1);
-		}
+	/* What a twin can't record stays among the skipped. */
+	if (acc && !twin)
+		__sync_fetch_and_add(&acc->lost[kind], 1);
+}
+
+static __always_inline struct event *event_begin(__u8 kind, bool twin)
+{
+	__u32 at = ring_reserve();
+	struct slot *slot = bpf_map_lookup_elem(&slots, &at);
+	struct event *e;
+
+	/* A reservation that failed is no slot's number. */
+	if (!slot) {
+		count_lost(kind, twin);
 		return NULL;
 	}
-	if (acc)
-		__sync_fetch_and_add(&acc->emitted[kind], 1);
+	e = &slot->event;
 	/* Eight-byte stores of zero first: no byte leaves unwritten. */
 	__builtin_memset(e, 0, sizeof(*e));
 	e->mono_ns = bpf_ktime_get_ns();
@@ -113,45 +120,57 @@ static __always_inline struct event *event_begin(__u8 kind, bool twin)
 
 static __always_inline void event_end(struct event *e)
 {
-	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	ring_commit((void *)e - offsetof(struct slot, event));
 }
 
 /*
  * A raw tracepoint program that is interrupted by a softirq which reaches the
  * same tracepoint is not run again (prog->active, since 6.1; counted in
  * recursion_misses). Each such program has therefore a twin, attached after it
- * on the same tracepoint, with a guard of its own: the main program leaves the
- * key of each event that it handles, and the twin, which the kernel calls next
- * for the same event, records the event if it finds no such key.
+ * on the same tracepoint, with a guard of its own: the main program leaves a
+ * note of each event that it handles, and the twin, which the kernel calls next
+ * for the same event, records the event if it finds none.
  *
- * Whatever interrupts the two leaves the stack as it found it, but for the keys
+ * Whatever interrupts the two leaves the stack as it found it, but for the notes
  * of twins that were skipped themselves: these lie above, and go with the
  * search, or below, where the stack is begun again when they fill it up. Where
  * a tracepoint can be preempted (7.x) a task can move between main program and
  * twin; the copy is then dropped in user space, which knows it by event.call.
  *
+ * What an event is of is a number that is never used again, a cookie: a note that stays,
+ * of an address, would be taken for one of the next socket there. An event of one socket
+ * is never interrupted by the same event of the same socket.
+ *
  * handled_by_main() returns true if the caller has nothing to do.
  */
-static __always_inline bool handled_by_main(__u64 key, bool twin)
+#define STATES(old, new) (((old)&15) << 4 | ((new) & 15))
+#define KIND(kind)	 (0xf0 | (kind))
+
+static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin)
 {
 	struct scratch *s = this_scratch();
+	struct note *n;
 	__u32 top;
 
 	if (!s)
-		return false;
+		return true;
 	top = s->top;
 	if (!twin) {
 		if (top >= TWIN_SLOTS)
 			top = 0;
-		s->handled[top & (TWIN_SLOTS - 1)] = key;
-		s->top = top + 1;
+		n = &s->handled[top & (TWIN_SLOTS - 1)];
+		/* First, so that what interrupts writes above. */
+		*(volatile __u32 *)&s->top = top + 1;
+		n->what = what;
+		n->of = of;
 		return false;
 	}
 	for (int i = 0; i < 8; i++) {
 		if (top == 0)
 			return false;
 		top--;
-		if (s->handled[top & (TWIN_SLOTS - 1)] == key) {
+		n = &s->handled[top & (TWIN_SLOTS - 1)];
+		if (n->of == of && n->what == what) {
 			s->top = top;
 			return true;
 		}
@@ -159,9 +178,10 @@ static __always_inline bool handled_by_main(__u64 key, bool twin)
 	return false;
 }
 
-static __always_inline __u32 call_of(__u64 key)
+/* The same in both copies of an event, and in no other event of the next moment. */
+static __always_inline __u32 call_of(__u64 of, __u32 what)
 {
-	return key ^ key >> 32;
+	return (of ^ of >> 32) + what * 0x9e3779b1;
 }
 
 #endif

@@ -9,11 +9,7 @@ static __always_inline int handle_error(struct sock *sk, bool twin)
 {
 	int err = sk->sk_err;
 
-	if (err)
-		return plain_event(sk, KIND_ERROR, err, twin);
-	if (!handled_by_main(kind_key(sk->__sk_common.skc_cookie.counter, KIND_ERROR), twin))
-		not_asked_for(KIND_ERROR, twin);
-	return 0;
+	return plain_event(sk, KIND_ERROR, err, err != 0, twin);
 }
 
 #endif

@@ -106,10 +106,26 @@ struct event {
 	__u8 pad[2];
 };
 
+/*
+ * Room for one event. seq is its number among the events of its CPU, from 1; SLOT_BUSY
+ * is set as long as it is being written. One cache line or two, never three.
+ */
+struct slot {
+	__u64 seq;
+	struct event event;
+};
+
+/* How far the ring of one CPU is written, by programs, and read, by user space. */
+struct cursor {
+	__u64 head; /* events that have got a slot */
+	__u64 pad[7];
+	__u64 tail; /* of these, read */
+	__u64 pad2[7];
+};
+
 /* Counters of one CPU; user space sums them. */
 struct account {
-	__u64 emitted[KIND_MAX]; /* events that a program wanted to record */
-	__u64 lost[KIND_MAX];	 /* of these, not recorded: the ring was full */
+	__u64 lost[KIND_MAX];	 /* events not recorded: the ring was full */
 	__u64 foreign[KIND_MAX]; /* main program skipped, event not asked for */
 	__u64 untracked;	 /* connections and listeners that a table had no room for */
 	__u64 listeners_begun;

@@ -26,11 +26,11 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
-	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum {
 	BPF_F_NO_PREALLOC = 1,
 	BPF_F_CLONE = 1 << 9,
+	BPF_F_MMAPABLE = 1 << 10,
 };
 enum {
 	BPF_NOEXIST = 1,
@@ -38,12 +38,10 @@ enum {
 enum {
 	BPF_SK_STORAGE_GET_F_CREATE = 1,
 };
-enum {
-	BPF_RB_NO_WAKEUP = 1,
-};
 
-#define AF_INET	 2
-#define AF_INET6 10
+#define AF_INET	    2
+#define AF_INET6    10
+#define IPPROTO_TCP 6
 
 #define EADDRINUSE    98
 #define EADDRNOTAVAIL 99

@@ -11,6 +11,7 @@
 /*
  * Constants that user space writes before load.
  */
+const volatile __u32 ring_slots;	    /* of one CPU, a power of two */
 const volatile __u64 tw_timer_handler_addr; /* 0: TIME_WAIT can't be seen */
 const volatile __u32 kinds;		    /* a bit for each kind that is wanted */
 const volatile __u32 lport_count, rport_count;
@@ -29,16 +30,26 @@ const volatile __u32 frame_count;
 const volatile struct frame frames[MAX_FRAMES]; /* by address */
 
 /*
- * Written by every program, read by the tracer, which drains it by the clock:
- * programs never wake it, since a wake-up raises an IPI whose softirq can hit
- * the same program again, which the kernel then skips. Full: the event is
- * counted in account.lost. The size is set at load.
+ * The rings, drained by the clock: programs never wake the tracer, since a wake-up
+ * raises an IPI whose softirq can hit the same program again, which the kernel
+ * then skips. CPU n has slots n * ring_slots and up. Full: the event is counted in
+ * account.lost. Sizes are set at load.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 16 << 20);
-	__type(value, struct event);
-} events SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cursor);
+} cursors SEC(".maps");
 
 /* Counters; never full. */
 struct {
@@ -113,12 +124,17 @@ struct {
 const struct listeners no_listeners;
 
 /*
- * Keys of the events that main programs have handled and their twins have not yet
- * looked at: a stack, as programs that interrupt others end before these go on. And
- * the minisock whose timer is being moved. One CPU's own.
+ * The events that main programs have handled and their twins have not yet looked at:
+ * a stack, as programs that interrupt others end before these go on. And the
+ * minisock whose timer is being moved. One CPU's own.
  */
+struct note {
+	__u64 of;   /* mostly a cookie */
+	__u64 what; /* its old and new state, or 0xf0 and the kind */
+};
+
 struct scratch {
-	__u64 handled[TWIN_SLOTS];
+	struct note handled[TWIN_SLOTS];
 	__u64 rearming;
 	__u32 top;
 	__u32 pad;

@@ -9,10 +9,14 @@
 #define TWTRACE_OWNER_H
 
 #define MAX_PIDNS_LEVEL	 8
+#define PIDNS_FIRST	 0xeffffffc /* PROC_PID_INIT_INO: the inode of the first pid namespace */
 #define MAX_CGROUP_LEVEL 16
 
-/* The number of the task's process in the reader's pid namespace; 0: it has none there. */
-__global __u32 pid_of(__u64 task_address)
+/*
+ * The number of the task's process in the reader's pid namespace, which is not the first;
+ * 0: it has none there.
+ */
+__global __u32 pid_in_namespace(__u64 task_address)
 {
 	struct task_struct *task = (void *)task_address;
 	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);
@@ -36,13 +40,12 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 }
 
-static __always_inline void owner_of_task(struct owner *o, struct task_struct *task,
-					  struct sock *sk)
+static __always_inline void owner_of_task(struct owner *o, struct task_struct *task, __u64 cgroup)
 {
-	__builtin_memset(o, 0, sizeof(*o));
-	o->pid = pid_of(address_of(task));
-	o->cgroup = cgroup_of(sk);
-	BPF_CORE_READ_STR_INTO(&o->comm, task, group_leader, comm);
+	o->pid = pidns == PIDNS_FIRST ? (__u32)task->tgid : pid_in_namespace(address_of(task));
+	o->pad = 0;
+	o->cgroup = cgroup;
+	__builtin_memcpy(o->comm, task->group_leader->comm, sizeof(o->comm));
 }
 
 __global int in_cgroup(__u64 sk_address)

@@ -91,38 +91,38 @@ int BPF_PROG(rst_sent_plain_twin, struct sock *sk, struct sk_buff *skb)
 SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(rst_received, struct sock *sk)
 {
-	return plain_event(sk, KIND_RST_RECEIVED, 0, false);
+	return plain_event(sk, KIND_RST_RECEIVED, 0, true, false);
 }
 
 SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(rst_received_twin, struct sock *sk)
 {
-	return plain_event(sk, KIND_RST_RECEIVED, 0, true);
+	return plain_event(sk, KIND_RST_RECEIVED, 0, true, true);
 }
 
 /* Newer kernels (6.18 among them) give the error as third argument. */
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit, struct sock *sk, struct sk_buff *skb, int err)
 {
-	return plain_event(sk, KIND_RETRANSMIT, -err, false);
+	return plain_event(sk, KIND_RETRANSMIT, -err, true, false);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit_twin, struct sock *sk, struct sk_buff *skb, int err)
 {
-	return plain_event(sk, KIND_RETRANSMIT, -err, true);
+	return plain_event(sk, KIND_RETRANSMIT, -err, true, true);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit_plain, struct sock *sk, struct sk_buff *skb)
 {
-	return plain_event(sk, KIND_RETRANSMIT, 0, false);
+	return plain_event(sk, KIND_RETRANSMIT, 0, true, false);
 }
 
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(retransmit_plain_twin, struct sock *sk, struct sk_buff *skb)
 {
-	return plain_event(sk, KIND_RETRANSMIT, 0, true);
+	return plain_event(sk, KIND_RETRANSMIT, 0, true, true);
 }
 
 SEC("tp_btf/tcp_retransmit_synack")
@@ -213,3 +213,5 @@ enum cause *unused_cause __attribute__((unused));
 enum event_flag *unused_flag __attribute__((unused));
 enum refusal *unused_refusal __attribute__((unused));
 struct owner *unused_owner __attribute__((unused));
+struct slot *unused_slot __attribute__((unused));
+struct cursor *unused_cursor __attribute__((unused));

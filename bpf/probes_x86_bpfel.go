@@ -15,7 +15,6 @@ import (
 
 type ProbesAccount struct {
 	_              structs.HostLayout
-	Emitted        [16]uint64
 	Lost           [16]uint64
 	Foreign        [16]uint64
 	Untracked      uint64
@@ -43,6 +42,14 @@ const (
 	ProbesCauseCAUSE_REARMED           ProbesCause = 254
 	ProbesCauseCAUSE_DONE              ProbesCause = 255
 )
+
+type ProbesCursor struct {
+	_    structs.HostLayout
+	Head uint64
+	Pad  [7]uint64
+	Tail uint64
+	Pad2 [7]uint64
+}
 
 type ProbesEvent struct {
 	_         structs.HostLayout
@@ -172,11 +179,21 @@ type ProbesRefused struct {
 }
 
 type ProbesScratch struct {
-	_        structs.HostLayout
-	Handled  [32]uint64
+	_       structs.HostLayout
+	Handled [32]struct {
+		_    structs.HostLayout
+		Of   uint64
+		What uint64
+	}
 	Rearming uint64
 	Top      uint32
 	Pad      uint32
+}
+
+type ProbesSlot struct {
+	_     structs.HostLayout
+	Seq   uint64
+	Event ProbesEvent
 }
 
 // Names of all BPF objects in the ELF.
@@ -184,7 +201,7 @@ type ProbesScratch struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ProbesMapAccounts             = "accounts"
-	ProbesMapEvents               = "events"
+	ProbesMapCursors              = "cursors"
 	ProbesMapHolders              = "holders"
 	ProbesMapListening            = "listening"
 	ProbesMapOwners               = "owners"
@@ -192,6 +209,7 @@ const (
 	ProbesMapRefused              = "refused"
 	ProbesMapScratches            = "scratches"
 	ProbesMapSelected             = "selected"
+	ProbesMapSlots                = "slots"
 	ProbesProgBindExit            = "bind_exit"
 	ProbesProgDestroyed           = "destroyed"
 	ProbesProgErrorReport         = "error_report"
@@ -239,15 +257,18 @@ const (
 	ProbesVarPidFilter            = "pid_filter"
 	ProbesVarPidns                = "pidns"
 	ProbesVarRefusalsNoted        = "refusals_noted"
+	ProbesVarRingSlots            = "ring_slots"
 	ProbesVarRportCount           = "rport_count"
 	ProbesVarRportFilter          = "rport_filter"
 	ProbesVarTwTimerHandlerAddr   = "tw_timer_handler_addr"
 	ProbesVarUnusedCause          = "unused_cause"
+	ProbesVarUnusedCursor         = "unused_cursor"
 	ProbesVarUnusedEvent          = "unused_event"
 	ProbesVarUnusedFlag           = "unused_flag"
 	ProbesVarUnusedKind           = "unused_kind"
 	ProbesVarUnusedOwner          = "unused_owner"
 	ProbesVarUnusedRefusal        = "unused_refusal"
+	ProbesVarUnusedSlot           = "unused_slot"
 )
 
 // LoadProbes returns the embedded CollectionSpec for Probes.
@@ -326,7 +347,7 @@ type ProbesProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ProbesMapSpecs struct {
 	Accounts  *ebpf.MapSpec `ebpf:"accounts"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
+	Cursors   *ebpf.MapSpec `ebpf:"cursors"`
 	Holders   *ebpf.MapSpec `ebpf:"holders"`
 	Listening *ebpf.MapSpec `ebpf:"listening"`
 	Owners    *ebpf.MapSpec `ebpf:"owners"`
@@ -334,6 +355,7 @@ type ProbesMapSpecs struct {
 	Refused   *ebpf.MapSpec `ebpf:"refused"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 	Selected  *ebpf.MapSpec `ebpf:"selected"`
+	Slots     *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // ProbesVariableSpecs contains global variables before they are loaded into the kernel.
@@ -360,15 +382,18 @@ type ProbesVariableSpecs struct {
 	PidFilter          *ebpf.VariableSpec `ebpf:"pid_filter"`
 	Pidns              *ebpf.VariableSpec `ebpf:"pidns"`
 	RefusalsNoted      *ebpf.VariableSpec `ebpf:"refusals_noted"`
+	RingSlots          *ebpf.VariableSpec `ebpf:"ring_slots"`
 	RportCount         *ebpf.VariableSpec `ebpf:"rport_count"`
 	RportFilter        *ebpf.VariableSpec `ebpf:"rport_filter"`
 	TwTimerHandlerAddr *ebpf.VariableSpec `ebpf:"tw_timer_handler_addr"`
 	UnusedCause        *ebpf.VariableSpec `ebpf:"unused_cause"`
+	UnusedCursor       *ebpf.VariableSpec `ebpf:"unused_cursor"`
 	UnusedEvent        *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedFlag         *ebpf.VariableSpec `ebpf:"unused_flag"`
 	UnusedKind         *ebpf.VariableSpec `ebpf:"unused_kind"`
 	UnusedOwner        *ebpf.VariableSpec `ebpf:"unused_owner"`
 	UnusedRefusal      *ebpf.VariableSpec `ebpf:"unused_refusal"`
+	UnusedSlot         *ebpf.VariableSpec `ebpf:"unused_slot"`
 }
 
 // ProbesObjects contains all objects after they have been loaded into the kernel.
@@ -392,7 +417,7 @@ func (o *ProbesObjects) Close() error {
 // It can be passed to LoadProbesObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ProbesMaps struct {
 	Accounts  *ebpf.Map `ebpf:"accounts"`
-	Events    *ebpf.Map `ebpf:"events"`
+	Cursors   *ebpf.Map `ebpf:"cursors"`
 	Holders   *ebpf.Map `ebpf:"holders"`
 	Listening *ebpf.Map `ebpf:"listening"`
 	Owners    *ebpf.Map `ebpf:"owners"`
@@ -400,12 +425,13 @@ type ProbesMaps struct {
 	Refused   *ebpf.Map `ebpf:"refused"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
 	Selected  *ebpf.Map `ebpf:"selected"`
+	Slots     *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *ProbesMaps) Close() error {
 	return _ProbesClose(
 		m.Accounts,
-		m.Events,
+		m.Cursors,
 		m.Holders,
 		m.Listening,
 		m.Owners,
@@ -413,6 +439,7 @@ func (m *ProbesMaps) Close() error {
 		m.Refused,
 		m.Scratches,
 		m.Selected,
+		m.Slots,
 	)
 }
 
@@ -440,15 +467,18 @@ type ProbesVariables struct {
 	PidFilter          *ebpf.Variable `ebpf:"pid_filter"`
 	Pidns              *ebpf.Variable `ebpf:"pidns"`
 	RefusalsNoted      *ebpf.Variable `ebpf:"refusals_noted"`
+	RingSlots          *ebpf.Variable `ebpf:"ring_slots"`
 	RportCount         *ebpf.Variable `ebpf:"rport_count"`
 	RportFilter        *ebpf.Variable `ebpf:"rport_filter"`
 	TwTimerHandlerAddr *ebpf.Variable `ebpf:"tw_timer_handler_addr"`
 	UnusedCause        *ebpf.Variable `ebpf:"unused_cause"`
+	UnusedCursor       *ebpf.Variable `ebpf:"unused_cursor"`
 	UnusedEvent        *ebpf.Variable `ebpf:"unused_event"`
 	UnusedFlag         *ebpf.Variable `ebpf:"unused_flag"`
 	UnusedKind         *ebpf.Variable `ebpf:"unused_kind"`
 	UnusedOwner        *ebpf.Variable `ebpf:"unused_owner"`
 	UnusedRefusal      *ebpf.Variable `ebpf:"unused_refusal"`
+	UnusedSlot         *ebpf.Variable `ebpf:"unused_slot"`
 }
 
 // ProbesPrograms contains all programs after they have been loaded into the kernel.

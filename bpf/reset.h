@@ -56,6 +56,20 @@ static __always_inline __u64 skb_netns(const struct sk_buff *skb)
 }
 
 /*
+ * Tells the segment from others: buffers are used again at once, but not with the same
+ * numbers (seq and ack_seq).
+ */
+static __always_inline __u64 segment_id(const struct sk_buff *skb)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u64 numbers = 0;
+
+	bpf_probe_read_kernel(&numbers, sizeof(numbers),
+			      head + BPF_CORE_READ(skb, transport_header) + 4);
+	return (__u64)head ^ numbers;
+}
+
+/*
  * sk is the socket that sends: full, minisock or request; NULL if the segment
  * found none. skb is the segment that is answered; NULL if the socket's own
  * side closed it (tcp_send_active_reset).
@@ -63,7 +77,7 @@ static __always_inline __u64 skb_netns(const struct sk_buff *skb)
 static __always_inline int handle_send_reset(const struct sock *sk, const struct sk_buff *skb,
 					     __u32 reason, bool twin)
 {
-	__u64 netns = 0, cookie = 0, key;
+	__u64 netns = 0, cookie = 0, of;
 	struct segment seg = {};
 	struct tcp_sock *tp;
 	struct event *e = NULL;
@@ -79,8 +93,8 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 	/* A listener answers for connections that it does not have. */
 	if (sk && state != TCP_LISTEN)
 		cookie = sk->__sk_common.skc_cookie.counter;
-	key = kind_key(cookie ^ (skb ? (__u64)BPF_CORE_READ(skb, head) : 0), KIND_RST_SENT);
-	if (handled_by_main(key, twin))
+	of = cookie ^ (skb ? segment_id(skb) : 0);
+	if (handled_by_main(of, KIND(KIND_RST_SENT), twin))
 		return 0;
 	if (!in_scope(netns)) {
 		not_asked_for(KIND_RST_SENT, twin);
@@ -112,7 +126,7 @@ static __always_inline int handle_send_reset(const struct sock *sk, const struct
 	e->cookie = cookie;
 	e->netns = netns;
 	e->reason = reason;
-	e->call = call_of(key);
+	e->call = call_of(of, KIND(KIND_RST_SENT));
 	e->old_state = state;
 	e->new_state = state;
 	e->flags = twin ? FLAG_RESCUED : 0;

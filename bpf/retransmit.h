@@ -10,12 +10,11 @@ static __always_inline int handle_retransmit_synack(struct request_sock *req, bo
 	__u16 peer_port = bpf_ntohs(req->__req_common.skc_dport);
 	__u64 cookie = req->__req_common.skc_cookie.counter;
 	/* A request has no cookie unless someone asked for it. */
-	__u64 id = cookie ^ (__u64)peer_port << 48 ^ (__u64)local_port << 32 ^
+	__u64 of = cookie ^ (__u64)peer_port << 48 ^ (__u64)local_port << 32 ^
 		   req->__req_common.skc_daddr;
-	__u64 key = kind_key(id, KIND_SYNACK_RETRANSMIT);
 	struct event *e = NULL;
 
-	if (handled_by_main(key, twin))
+	if (handled_by_main(of, KIND(KIND_SYNACK_RETRANSMIT), twin))
 		return 0;
 	if (in_scope(netns) && !by_owner() &&
 	    passes(req->__req_common.skc_family, local_port, peer_port))
@@ -29,7 +28,7 @@ static __always_inline int handle_retransmit_synack(struct request_sock *req, bo
 	put_addresses(e, &req->__req_common);
 	e->local_port = local_port;
 	e->peer_port = peer_port;
-	e->call = call_of(key);
+	e->call = call_of(of, KIND(KIND_SYNACK_RETRANSMIT));
 	e->old_state = TCP_NEW_SYN_RECV;
 	e->new_state = TCP_NEW_SYN_RECV;
 	e->flags = twin ? FLAG_RESCUED : 0;

@@ -24,7 +24,7 @@ static __always_inline int handle_open_file(struct task_struct *task, struct fil
 		return 0;
 	}
 	if (!o->pid)
-		owner_of_task(o, task, sk);
+		owner_of_task(o, task, cgroup_of(sk));
 	return 0;
 }
 

@@ -3,19 +3,12 @@
 #ifndef TWTRACE_SOCKET_H
 #define TWTRACE_SOCKET_H
 
-/*
- * Names what is being handled, for the twin: an event of one socket is never
- * interrupted by the same event of the same socket. The numbers of states leave
- * 0xf0 and above free for kinds.
- */
-static __always_inline __u64 state_key(__u64 id, int old, int new)
+/* The socket's cookie, which it gets now if nobody has asked for it yet. */
+static __always_inline __u64 cookie_of(struct sock *sk)
 {
-	return id << 8 | (old & 15) << 4 | (new & 15);
-}
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
 
-static __always_inline __u64 kind_key(__u64 id, __u8 kind)
-{
-	return id << 8 | 0xf0 | kind;
+	return cookie ? cookie : bpf_get_socket_cookie(sk);
 }
 
 /* What is known of an event before it has a place in the ring. */
@@ -65,6 +58,7 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 					 const struct facts *f)
 {
 	struct event *e = event_begin(kind, f->flags & FLAG_RESCUED);
+	__u8 n = (*nth)++; /* an event that found no room was asked for all the same */
 
 	if (!e)
 		return;
@@ -79,33 +73,42 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 	e->old_state = f->old_state;
 	e->new_state = f->new_state;
 	e->flags = f->flags;
-	e->nth = *nth;
+	e->nth = n;
 	if (f->owner)
 		put_owner(e, f->owner);
 	if (kind == KIND_CONNECT_FAILED && f->refused)
 		put_refusals(e, f->refused);
 	event_end(e);
-	*nth += 1;
 }
 
 /*
- * An event of a socket that changes nothing. It is counted as not asked for if
- * the options leave it out.
+ * What an event of a socket is of. Sockets that nobody asks for get no cookie for it: there a
+ * note that is taken for another's does no harm.
  */
-static __always_inline int plain_event(struct sock *sk, __u8 kind, int err, bool twin)
+static __always_inline __u64 note_of(struct sock *sk, bool ours)
+{
+	return ours ? cookie_of(sk) : (__u64)sk;
+}
+
+/*
+ * An event of a socket that changes nothing; wanted: as far as the caller knows. It is
+ * counted as not asked for if the options leave it out.
+ */
+static __always_inline int plain_event(struct sock *sk, __u8 kind, int err, bool wanted, bool twin)
 {
 	__u64 netns = sk->__sk_common.skc_net.net->net_cookie;
-	__u64 key = kind_key(sk->__sk_common.skc_cookie.counter, kind);
+	bool ours = sk->sk_protocol == IPPROTO_TCP && in_scope(netns);
+	__u64 of = note_of(sk, ours);
 	struct facts f = {.netns = netns};
 	struct tcp_sock *tp;
 	__u8 nth = 0;
 
-	if (handled_by_main(key, twin))
+	if (handled_by_main(of, KIND(kind), twin))
 		return 0;
-	tp = in_scope(netns) ? bpf_skc_to_tcp_sock(sk) : NULL;
+	tp = wanted && ours ? bpf_skc_to_tcp_sock(sk) : NULL;
 	if (tp) {
-		f.cookie = bpf_get_socket_cookie(sk);
-		f.call = call_of(key);
+		f.cookie = of;
+		f.call = call_of(of, KIND(kind));
 		f.old_state = f.new_state = sk->__sk_common.skc_state;
 		f.err = err;
 		/* skc_num is 0 already when an auto-bound socket closes. */

@@ -81,7 +81,7 @@ static __always_inline struct owner *owner_at(struct owner *o, struct sock *sk, 
 	struct owner *listener;
 
 	if (old == TCP_CLOSE && (new == TCP_SYN_SENT || new == TCP_LISTEN)) {
-		owner_of_task(o, bpf_get_current_task_btf(), sk);
+		owner_of_task(o, bpf_get_current_task_btf(), sk->sk_cgrp_data.cgroup->kn->id);
 		return o;
 	}
 	if ((old == TCP_SYN_RECV && new == TCP_ESTABLISHED) ||
@@ -101,37 +101,39 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	__u64 netns = net->net_cookie;
 	struct facts f = {.netns = netns, .old_state = old, .new_state = new};
 	struct tcp_sock *tp = NULL;
-	bool overflow = false, failed = false, asked_for;
+	bool overflow = false, failed = false, ours, asked_for;
 	struct owner own, *stored;
 	struct recent *r;
 	__u8 nth = 0;
-	__u64 key;
+	__u64 of;
 
-	/* NULL for all but full TCP sockets, MPTCP's own sockets included. */
-	if (in_scope(netns))
-		tp = bpf_skc_to_tcp_sock(sk);
-	/*
-	 * Until 6.12 a child's ports, addresses and cookie are set after LISTEN >
-	 * SYN_RECV; asking for the cookie would make one that is overwritten.
-	 */
-	if (tp && old == TCP_LISTEN && new == TCP_SYN_RECV)
-		f.cookie = sk->__sk_common.skc_cookie.counter;
-	else if (tp)
-		f.cookie = bpf_get_socket_cookie(sk);
-
-	key = state_key(f.cookie ? f.cookie : address_of(sk), old, new);
-	if (handled_by_main(key, twin))
+	/* MPTCP's own sockets have a protocol of their own. */
+	ours = sk->sk_protocol == IPPROTO_TCP && in_scope(netns);
+	of = note_of(sk, ours);
+	if (handled_by_main(of, STATES(old, new), twin))
 		return 0;
-	if (!tp) {
+	if (!ours) {
 		not_asked_for(KIND_STATE, twin);
 		return 0;
 	}
-
-	f.call = call_of(key);
+	if (new == TCP_CLOSE) {
+		tp = bpf_skc_to_tcp_sock(sk);
+		if (!tp)
+			return 0;
+		/* skc_num is 0 already when an auto-bound socket closes. */
+		f.local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	} else {
+		f.local_port = sk->__sk_common.skc_num;
+	}
+	/*
+	 * Until 6.12 a child's ports, addresses and cookie are set after LISTEN >
+	 * SYN_RECV: the cookie that it has now is overwritten.
+	 */
+	if (old != TCP_LISTEN || new != TCP_SYN_RECV)
+		f.cookie = of;
+	f.call = call_of(of, STATES(old, new));
 	f.flags = twin ? FLAG_RESCUED : 0;
 	f.err = sk->sk_err;
-	/* skc_num is 0 already when an auto-bound socket closes. */
-	f.local_port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
 	f.peer_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	f.owner = owner_at(&own, sk, old, new);
 
@@ -157,7 +159,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 			select_connection(f.cookie);
 	}
 
-	if (new == TCP_CLOSE) {
+	if (tp) {
 		if (old == TCP_SYN_SENT && tp->segs_out == 0) {
 			f.flags |= FLAG_NO_SEGMENT;
 			failed = true;

@@ -1,9 +1,7 @@
 package tracer
 
 import (
-	"fmt"
 	"net/netip"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -11,15 +9,8 @@ import (
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
-const eventSize = int(unsafe.Sizeof(bpf.ProbesEvent{}))
-
-// decode turns a record of the ring into an Event without Seq. The record must
-// be aligned to 8 bytes, as the kernel writes it. It fails if the record is of another size.
-func decode(raw []byte, ev *Event) error {
-	if len(raw) != eventSize {
-		return fmt.Errorf("the kernel side sent a record of %d bytes, want %d", len(raw), eventSize)
-	}
-	w := (*bpf.ProbesEvent)(unsafe.Pointer(unsafe.SliceData(raw)))
+// decode turns what the kernel side wrote into an Event without Seq.
+func decode(w *bpf.ProbesEvent, ev *Event) {
 	*ev = Event{
 		MonoNS: int64(w.MonoNs),
 		Cookie: tcp.Cookie(w.Cookie),
@@ -51,11 +42,10 @@ func decode(raw []byte, ev *Event) error {
 	}
 	if ev.Kind == tcp.KindBindFailed && w.Substate != 0 {
 		ev.Holder = tcp.Holder{
-			State: ev.Substate, Cookie: tcp.Cookie(*(*uint64)(unsafe.Pointer(&w.Refusals))), Addr: netip.AddrFrom16(w.Peer).Unmap(),
+			State: ev.Substate, Cookie: holderCookie(w.Refusals), Addr: netip.AddrFrom16(w.Peer).Unmap(),
 		}
 		ev.Substate, ev.Tuple.Peer = tcp.StateNone, addrPort(w.Family, new([16]byte), 0)
 	}
-	return nil
 }
 
 // addrPort reads an address of the wire: IPv4 in the first four bytes. An IPv6
@@ -68,4 +58,9 @@ func addrPort(family uint8, b *[16]byte, port uint16) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(*b).Unmap(), port)
 	}
 	return netip.AddrPortFrom(netip.Addr{}, port)
+}
+
+// holderCookie puts together what lies in the place of four small numbers.
+func holderCookie(r [4]uint16) tcp.Cookie {
+	return tcp.Cookie(uint64(r[0]) | uint64(r[1])<<16 | uint64(r[2])<<32 | uint64(r[3])<<48)
 }

@@ -49,10 +49,8 @@ func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []
 			delete(spec.Programs, name)
 		}
 	}
-	if opts.RingSize != 0 {
-		spec.Maps[bpf.ProbesMapEvents].MaxEntries = uint32(opts.RingSize)
-	} else {
-		spec.Maps[bpf.ProbesMapEvents].MaxEntries = DefaultRingSize
+	if err := sizeRings(spec, opts.RingSize); err != nil {
+		return err
 	}
 
 	if err := setScope(spec, &opts); err != nil {
@@ -165,16 +163,14 @@ func loadError(err error) error {
 	return fmt.Errorf("load BPF programs: %w", err)
 }
 
-// mayLoad reports whether this thread has what the kernel asks for before anything
-// else: what is refused without it can look like a feature that the kernel lacks.
+// mayLoad asks for something that takes CAP_BPF and nothing else: what is refused
+// without it can look like a feature that the kernel lacks.
 func mayLoad() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData // version 3 fills two
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return true
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		return !errors.Is(err, os.ErrPermission)
 	}
-	has := func(bit int) bool { return data[bit/32].Effective&(1<<(bit%32)) != 0 }
-	return has(unix.CAP_BPF) || has(unix.CAP_SYS_ADMIN)
+	return m.Close() == nil
 }
 
 // factKinds says for which kinds a fact matters: a trace that does not ask for them

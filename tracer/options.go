@@ -28,10 +28,6 @@ const (
 	MaxTasks = 16 // processes, names and cgroups, each
 )
 
-// DefaultRingSize holds 131,072 events, a third of a second of the fastest storm
-// that was seen (400,000 events a second).
-const DefaultRingSize = 16 << 20
-
 // Options say what to trace. The zero value traces every connection in every
 // network namespace. Values of one field are alternatives; an event has to pass
 // every field that is set.
@@ -62,8 +58,8 @@ type Options struct {
 	// were received, connections closed with an error pending.
 	FailuresOnly bool
 
-	// RingSize is the size of the ring between kernel and user space in
-	// bytes, a power of two of at least 4096; 0: DefaultRingSize.
+	// RingSize is the size in bytes of the ring between kernel and user space that each CPU
+	// has, a power of two of at least 4096; 0: DefaultRingSize. An event takes 128.
 	RingSize int
 }
 
@@ -111,8 +107,8 @@ func (o *Options) Validate() error {
 			errs = append(errs, errors.New("a port is never 0"))
 		}
 	}
-	if o.RingSize != 0 && (o.RingSize < 4096 || bits.OnesCount(uint(o.RingSize)) != 1) {
-		errs = append(errs, fmt.Errorf("the ring's size must be a power of two of at least 4096, not %d", o.RingSize))
+	if o.RingSize != 0 && (o.RingSize < minRing || bits.OnesCount(uint(o.RingSize)) != 1) {
+		errs = append(errs, fmt.Errorf("the ring's size must be a power of two of at least %d, not %d", minRing, o.RingSize))
 	}
 	return errors.Join(errs...)
 }

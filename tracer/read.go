@@ -3,11 +3,9 @@ package tracer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
 	"slices"
-	"unsafe"
+	"time"
 
 	"github.com/twtrace/twtrace/bpf"
 	"github.com/twtrace/twtrace/internal/tcp"
@@ -46,36 +44,38 @@ func (t *Tracer) Read(ctx context.Context, events []Event) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := t.drain(events)
-	if n == 0 && err == nil && stopped {
+	n := t.drain(events)
+	if n == 0 && stopped {
 		return 0, io.EOF
 	}
-	return n, err
+	return n, nil
 }
 
-// drain moves what is in the ring to events and returns how many there were.
-func (t *Tracer) drain(events []Event) (int, error) {
+// drain moves what is in the rings to events and returns how many there were.
+func (t *Tracer) drain(events []Event) int {
+	defer t.rings.release()
 	t.drained = false
-	n := 0
-	for n < len(events) {
-		if t.convert.pop(&events[n]) {
-			t.handOver(&events[n], 0)
+	for n, fresh := 0, false; ; {
+		if n == len(events) {
+			return n
+		}
+		ev := &events[n]
+		if t.convert.pop(ev) {
+			t.handOver(ev, 0)
 			n++
 			continue
 		}
-		err := t.ring.ReadInto(&t.rec)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		w := t.rings.next()
+		if w == nil && fresh {
 			t.drained = true
-			break
+			return n
 		}
-		if err != nil {
-			return n, fmt.Errorf("read the ring: %w", err)
+		if w == nil {
+			t.rings.begin()
+			fresh = true
+			continue
 		}
-		ev := &events[n]
-		if err := decode(t.rec.RawSample, ev); err != nil {
-			return n, err
-		}
-		w := (*bpf.ProbesEvent)(unsafe.Pointer(unsafe.SliceData(t.rec.RawSample)))
+		decode(w, ev)
 		if t.recent.duplicate(w) || t.convert.repeated(ev) {
 			t.duplicates.Add(1)
 			continue
@@ -88,7 +88,6 @@ func (t *Tracer) drain(events []Event) (int, error) {
 		}
 		n++
 	}
-	return n, nil
 }
 
 // handOver counts an event of the ring. Of the events that one call of a program made
@@ -110,29 +109,38 @@ func (t *Tracer) stamp(ev *Event) {
 	}
 }
 
+// sameCall is the longest that main program and twin can be apart in time.
+const sameCall = uint64(100 * time.Millisecond)
+
 // recentCalls remembers the last events, so as to drop one that main program and
 // twin both recorded. That happens when the note which the one leaves for the
 // other got lost (bpf/emit.h); the two are then at most one softirq's events
-// apart.
+// apart, or the time for which a task was taken off its CPU.
 type recentCalls struct {
 	calls [2048]call
 	next  int
 }
 
-// call names a call of a tracepoint, and the event of it.
+// call names a call of a tracepoint, and the event of it. A socket can do the same again
+// later: retransmit, connect anew.
 type call struct {
 	cookie    uint64
+	time      uint64
 	call      uint32
 	kind, nth uint8
+}
+
+func (c *call) same(d *call) bool {
+	return c.cookie == d.cookie && c.call == d.call && c.kind == d.kind && c.nth == d.nth && d.time-c.time < sameCall
 }
 
 func (r *recentCalls) duplicate(w *bpf.ProbesEvent) bool {
 	if w.Call == 0 {
 		return false // of a program without a twin
 	}
-	c := call{w.Cookie, w.Call, w.Kind, w.Nth}
+	c := call{w.Cookie, w.MonoNs, w.Call, w.Kind, w.Nth}
 	if tcp.Flags(w.Flags)&tcp.FlagRescued != 0 {
-		return slices.Contains(r.calls[:], c)
+		return slices.ContainsFunc(r.calls[:], func(d call) bool { return d.same(&c) })
 	}
 	r.calls[r.next%len(r.calls)] = c
 	r.next++

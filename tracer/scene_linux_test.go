@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,7 @@ type setup struct {
 	netlab.Options
 	traced func(*netlab.Lab) []*netlab.Namespace // nil: all of the lab's
 	opts   Options                               // but for NetNS
+	port   uint16                                // of the server; 0: serverPort
 }
 
 // newScene makes the network, starts to listen, and then to trace.
@@ -101,7 +103,7 @@ func newScene(t *testing.T, o setup) *scene {
 			t.Error(err)
 		}
 	})
-	s.server = netip.AddrPortFrom(lab.ServerAddr(), serverPort)
+	s.server = netip.AddrPortFrom(lab.ServerAddr(), cmp.Or(o.port, serverPort))
 	s.listener = s.listen(s.server)
 
 	s.traced = s.namespaces()

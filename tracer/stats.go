@@ -101,9 +101,6 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 	s := &Stats{LostByKind: make(map[Kind]uint64)}
 	foreign := make(map[Kind]uint64)
 	for _, a := range perCPU {
-		for _, n := range a.Emitted {
-			s.Emitted += n
-		}
 		for k, n := range a.Lost {
 			if n > 0 {
 				s.LostByKind[Kind(k)] += n
@@ -115,6 +112,7 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 		}
 		s.Untracked += a.Untracked
 	}
+	s.Emitted = t.rings.written() + s.LostRing
 	for _, p := range t.chosen {
 		for _, name := range []string{p.program, p.twin} {
 			if name == "" {

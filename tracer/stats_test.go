@@ -56,6 +56,11 @@ func TestDuplicate(t *testing.T) {
 			{bpf.ProbesEvent{Kind: 1, Cookie: 1, Call: 7}, false},
 			{bpf.ProbesEvent{Kind: 1, Cookie: 1, Call: 7}, false},
 		}},
+		{"the same again, much later", []step{
+			{bpf.ProbesEvent{Kind: 1, Cookie: 1, Call: 7, MonoNs: 5}, false},
+			{bpf.ProbesEvent{Kind: 1, Cookie: 1, Call: 7, MonoNs: 4 + sameCall, Flags: rescued}, true},
+			{bpf.ProbesEvent{Kind: 1, Cookie: 1, Call: 7, MonoNs: 5 + sameCall, Flags: rescued}, false},
+		}},
 		{"another socket", []step{
 			{bpf.ProbesEvent{Kind: 1, Cookie: 1, Call: 7}, false},
 			{bpf.ProbesEvent{Kind: 1, Cookie: 2, Call: 7, Flags: rescued}, false},

@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -33,8 +32,8 @@ var (
 	ErrTooOld = errors.New("this kernel is too old")
 )
 
-// drainInterval is how often the ring is emptied. At 400,000 events a second
-// it holds 0.8 MB by then.
+// drainInterval is how often the rings are emptied. At 400,000 events a second
+// they hold 1 MB by then.
 const drainInterval = 20 * time.Millisecond
 
 // Tracer is one trace. Read must be called from one goroutine at a time; the
@@ -45,7 +44,7 @@ type Tracer struct {
 	chosen   []probe
 	coverage Coverage
 	reasons  map[uint32]string
-	ring     *ringbuf.Reader
+	rings    *rings
 
 	mu      sync.Mutex // guards links, started, closed and final
 	links   []attached
@@ -56,7 +55,7 @@ type Tracer struct {
 	closed          bool
 	final           *Stats // set by Stop
 
-	stopped chan struct{} // closed by Stop once nothing is written to the ring any more
+	stopped chan struct{} // closed by Stop once nothing is written to the rings any more
 	stop    sync.Once
 	stopErr error
 
@@ -65,9 +64,8 @@ type Tracer struct {
 	ticker *time.Ticker // of the drain
 
 	// What only Read touches.
-	rec     ringbuf.Record
 	seq     uint64
-	drained bool // the ring was empty: wait before the next look
+	drained bool // the rings were empty: wait before the next look
 	recent  recentCalls
 	convert conversions
 
@@ -141,14 +139,11 @@ func Open(opts Options) (_ *Tracer, err error) {
 		t.coll.Close()
 		return nil, loadError(err)
 	}
-	t.ring, err = ringbuf.NewReader(t.coll.Maps[bpf.ProbesMapEvents])
+	t.rings, err = newRings(t.coll.Maps[bpf.ProbesMapSlots], t.coll.Maps[bpf.ProbesMapCursors])
 	if err != nil {
 		t.coll.Close()
-		return nil, fmt.Errorf("map the ring: %w", err)
+		return nil, err
 	}
-	// A deadline that has passed makes Read look and never wait: the programs
-	// do not wake it.
-	t.ring.SetDeadline(time.Unix(1, 0))
 	t.ticker = time.NewTicker(drainInterval)
 	return t, nil
 }
@@ -264,7 +259,7 @@ func (t *Tracer) Close() error {
 	}
 	t.closed = true
 	t.ticker.Stop()
-	err = errors.Join(err, t.ring.Close())
+	err = errors.Join(err, t.rings.close())
 	t.coll.Close()
 	return errors.Join(err, t.enriched.close())
 }

@@ -80,7 +80,7 @@ func TestPurge(t *testing.T) {
 // are follows from the scenario.
 func TestRingFull(t *testing.T) {
 	const n = 100
-	ring := os.Getpagesize() // the least that the kernel takes
+	const ring = minRing
 	s := newScene(t, setup{opts: Options{RingSize: ring, Kinds: connectionKinds}})
 	for range n {
 		c := s.dial(0)
@@ -98,8 +98,12 @@ func TestRingFull(t *testing.T) {
 	if st := s.stats; st.ByKind[tcp.KindTWEnter]+st.LostByKind[tcp.KindTWEnter] != n {
 		t.Errorf("TIME_WAITs: %d recorded, %d lost, %d happened", st.ByKind[tcp.KindTWEnter], st.LostByKind[tcp.KindTWEnter], n)
 	}
-	if room := ring / eventSize; len(s.events) > room {
-		t.Errorf("%d events came out of a ring with room for %d", len(s.events), room)
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if room := cpus * ring / slotSize; len(s.events) > room {
+		t.Errorf("%d events came out of %d rings with room for %d", len(s.events), cpus, room)
 	}
 	t.Logf("recorded %d, lost %v", len(s.events), s.stats.LostByKind)
 }
@@ -107,7 +111,7 @@ func TestRingFull(t *testing.T) {
 // TestRingRecovers: a full ring that is read again takes events again, and Seq has
 // no hole for those that were lost.
 func TestRingRecovers(t *testing.T) {
-	s := newScene(t, setup{opts: Options{RingSize: os.Getpagesize(), Kinds: connectionKinds}})
+	s := newScene(t, setup{opts: Options{RingSize: minRing, Kinds: connectionKinds}})
 	for range 3 {
 		for range 20 {
 			c := s.dial(0)

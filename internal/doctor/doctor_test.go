@@ -322,7 +322,7 @@ func TestChecks(t *testing.T) {
 		{"kernel-symbols", map[string]string{"proc/kallsyms": gone}, nil, Limited, []string{"CONFIG_KALLSYMS"}},
 		{"kernel-symbols", map[string]string{"proc/kallsyms": "ffffffff82050000 T tcp_done\n"}, nil, Limited, []string{"no tw_timer_handler"}},
 		{"kernel-symbols", map[string]string{"proc/kallsyms": "no number\n"}, nil, Limited, []string{"no tw_timer_handler"}},
-		{"ring", nil, func(m *Machine) { m.LockedMemory = ^uint64(0) }, OK, []string{"16 MiB; RLIMIT_MEMLOCK", "RLIMIT_MEMLOCK unlimited"}},
+		{"ring", nil, func(m *Machine) { m.LockedMemory = ^uint64(0) }, OK, []string{"4 × 4 MiB; RLIMIT_MEMLOCK", "RLIMIT_MEMLOCK unlimited"}},
 		{"ring", nil, func(m *Machine) { m.Rings = func(int, int) error { return unix.ENOMEM } }, Missing, []string{"cannot allocate memory"}},
 		{"iterators", nil, func(m *Machine) { m.Attach = func(ebpf.AttachType, string) error { return ebpf.ErrNotSupported } }, Limited,
 			[]string{"not supported", "next event"}},

@@ -31,7 +31,7 @@ type Machine struct {
 	Attach func(t ebpf.AttachType, target string) error
 	// Arguments is the number of a tracepoint's arguments, from BTF.
 	Arguments func(tracepoint string) (int, error)
-	// Rings makes n rings of a size in bytes, and frees them.
+	// Rings makes room for n rings of a size in bytes, and frees it.
 	Rings func(n, size int) error
 	// Network makes two namespaces that are joined, and frees them.
 	Network func() error

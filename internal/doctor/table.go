@@ -364,14 +364,15 @@ func kernelSymbols(m *Machine) Finding {
 }
 
 func rings(m *Machine) Finding {
-	size := fmt.Sprintf("%d MiB", tracer.DefaultRingSize>>20)
+	each := tracer.DefaultRingSize(m.CPUs)
+	size := fmt.Sprintf("%d × %d MiB", m.CPUs, each>>20)
 	limit := "unlimited"
 	if m.LockedMemory < 1<<62 {
 		limit = fmt.Sprintf("%d KiB", m.LockedMemory>>10)
 	}
 	found := size + "; RLIMIT_MEMLOCK " + limit
 	const means = "events wait there for twtrace; since 5.11 they count for the memory cgroup, before for RLIMIT_MEMLOCK"
-	err := m.Rings(1, tracer.DefaultRingSize)
+	err := m.Rings(m.CPUs, each)
 	if errors.Is(err, os.ErrPermission) && (len(m.Held.Missing(privilege.RunHost.Must)) > 0 || !m.initialUser()) {
 		f := refused(m, err, privilege.RunHost, means)
 		f.Found = found + ": " + f.Found

@@ -114,15 +114,16 @@ func arguments(kernel *btf.Spec, tracepoint string) (int, error) {
 	return len(proto.Params) - 1, nil
 }
 
-func tryRings(n, size int) (err error) {
-	for range n {
-		ring, mapErr := ebpf.NewMap(&ebpf.MapSpec{Name: "twtrace_doctor", Type: ebpf.RingBuf, MaxEntries: uint32(size)})
-		if mapErr != nil {
-			return errors.Join(err, mapErr)
-		}
-		defer func() { err = errors.Join(err, ring.Close()) }() // all are there at once
+func tryRings(n, size int) error {
+	const slot = 128
+	rings, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "twtrace_doctor", Type: ebpf.Array, Flags: unix.BPF_F_MMAPABLE,
+		KeySize: 4, ValueSize: slot, MaxEntries: uint32(n * size / slot),
+	})
+	if err != nil {
+		return err
 	}
-	return err
+	return rings.Close()
 }
 
 func tryNetwork() error {
