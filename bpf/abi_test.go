@@ -197,22 +197,56 @@ func withNone(w map[uint64]string) map[uint64]string {
 
 // TestSamePrograms: both architectures have the programs of the embedded object.
 func TestSamePrograms(t *testing.T) {
-	embedded, err := bpf.LoadProbes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := filepath.Glob("probes_*_bpfel.o")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		spec, err := ebpf.LoadCollectionSpec(file)
+	for object, load := range map[string]func() (*ebpf.CollectionSpec, error){"probes": bpf.LoadProbes, "enrich": bpf.LoadEnrich} {
+		embedded, err := load()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := sections(spec), sections(embedded); !maps.Equal(got, want) {
-			t.Errorf("%s has programs %v, the embedded object %v", file, got, want)
+		files, err := filepath.Glob(object + "_*_bpfel.o")
+		if err != nil {
+			t.Fatal(err)
 		}
+		if len(files) != 2 {
+			t.Errorf("committed objects %v, want one for each of two architectures", files)
+		}
+		for _, file := range files {
+			spec, err := ebpf.LoadCollectionSpec(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := sections(spec), sections(embedded); !maps.Equal(got, want) {
+				t.Errorf("%s has programs %v, the embedded object %v", file, got, want)
+			}
+		}
+	}
+}
+
+// TestSharedMaps: what the programs of one object leave for those of the other
+// (notes.h) lies in maps that both describe alike, or the kernel's are never shared.
+func TestSharedMaps(t *testing.T) {
+	probes, err := bpf.LoadProbes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	enrich, err := bpf.LoadEnrich()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := 0
+	for name, m := range enrich.Maps {
+		core := probes.Maps[name]
+		if core == nil || strings.HasPrefix(name, ".") { // variables
+			continue
+		}
+		shared++
+		got := [...]uint32{uint32(m.Type), m.KeySize, m.ValueSize, m.MaxEntries, m.Flags}
+		want := [...]uint32{uint32(core.Type), core.KeySize, core.ValueSize, core.MaxEntries, core.Flags}
+		if got != want {
+			t.Errorf("map %s: type, sizes, entries and flags are %v and %v", name, got, want)
+		}
+	}
+	if shared == 0 {
+		t.Error("the two objects share no map")
 	}
 }
 

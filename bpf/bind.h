@@ -13,6 +13,8 @@ struct sys_exit_args {
 #define EBADF	 9
 #define ENOTSOCK 88
 
+#define IPPROTO_MPTCP 262
+
 /* struct sockaddr_in and the beginning of sockaddr_in6 */
 struct address {
 	__u16 family;
@@ -20,6 +22,23 @@ struct address {
 	__u8 ip4[4]; /* sin6_flowinfo */
 	__u8 ip6[16];
 };
+
+/*
+ * What holds the port, if it was looked for (holder.h) and found. Of MPTCP it is the TCP
+ * socket below that asked: the port tells that it was for this call.
+ */
+static __always_inline void put_holder(struct event *e)
+{
+	__u32 task = this_task();
+	struct holder *h = bpf_map_lookup_elem(&holders, &task);
+
+	if (!h || h->port != e->local_port)
+		return;
+	e->substate = h->state;
+	*(__u64 *)e->refusals = h->cookie;
+	__builtin_memcpy(e->peer, h->addr, sizeof(e->peer));
+	bpf_map_delete_elem(&holders, &task);
+}
 
 static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 {
@@ -32,7 +51,7 @@ static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 	struct fdtable *fdt;
 	struct event *e;
 	struct sock *sk;
-	__u16 family;
+	__u16 family, protocol;
 	__u64 netns;
 	__u32 fd;
 
@@ -47,8 +66,10 @@ static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 	socket = BPF_CORE_READ(file, private_data);
 	sk = BPF_CORE_READ(socket, sk);
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	if ((family != AF_INET && family != AF_INET6) ||
-	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	protocol = BPF_CORE_READ(sk, sk_protocol);
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
 		return 0;
 	netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
 	if (!in_scope(netns))
@@ -71,6 +92,8 @@ static __always_inline int handle_bind_exit(struct sys_exit_args *args)
 	e->err = -args->ret;
 	e->old_state = e->new_state = TCP_CLOSE;
 	put_owner(e, &own);
+	if (holders_noted && e->err == EADDRINUSE)
+		put_holder(e);
 	event_end(e);
 	return 0;
 }

@@ -6,5 +6,11 @@
 // header per subject has the handlers: state.h (full sockets), timewait.h
 // (minisocks), reset.h (RST), retransmit.h, error.h, listen.h (what a listener
 // drops), bind.h, snapshot.h (what is there already); owner.h says whose it is.
+//
+// enrich.bpf.c is the table of the programs on kernel functions, which many
+// kernels refuse: refusal.h (ports that a connect() could not have), overflow.h,
+// holder.h (who has the port that a bind() wanted). What these find out they leave in
+// the maps of notes.h, which the two objects share.
+//
 // Package tracer loads and attaches them.
 package bpf

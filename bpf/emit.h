@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Scope, accounting and the ring: what every handler uses. */
+/* Accounting and the ring: what every handler uses. */
 #ifndef TWTRACE_EMIT_H
 #define TWTRACE_EMIT_H
 
@@ -10,19 +10,6 @@
 #define __global __attribute__((noinline))
 
 #include "ring.h"
-
-static __always_inline bool in_scope(__u64 netns)
-{
-	if (netns_count == 0)
-		return true;
-	for (__u32 i = 0; i < MAX_NETNS; i++) {
-		if (i >= netns_count)
-			return false;
-		if (netns_filter[i] == netns)
-			return true;
-	}
-	return false;
-}
 
 static __always_inline struct account *this_account(void)
 {
@@ -36,13 +23,6 @@ static __always_inline struct scratch *this_scratch(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&scratches, &zero);
-}
-
-static __always_inline struct recent *recent_of(__u64 cookie)
-{
-	__u32 slot = cookie & (SLOTS - 1);
-
-	return bpf_map_lookup_elem(&recents, &slot);
 }
 
 static __always_inline bool wants(__u8 kind)
@@ -65,19 +45,6 @@ static __always_inline void count_untracked(void)
 
 	if (acc)
 		__sync_fetch_and_add(&acc->untracked, 1);
-}
-
-/*
- * A pointer as a number: the verifier lets nobody calculate with the pointer itself, nor
- * hand it to a function that is verified alone.
- */
-static __always_inline __u64 address_of(const void *p)
-{
-	const void *at = p;
-	__u64 address = 0;
-
-	bpf_probe_read_kernel(&address, sizeof(address), &at);
-	return address;
 }
 
 static __always_inline bool port_in(const volatile __u16 *filter, __u32 count, __u16 port)

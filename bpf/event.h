@@ -72,7 +72,13 @@ enum refusal {
 	REFUSALS = 4,
 };
 
-/* Every byte is written for every event. Widest member first, no holes. */
+/*
+ * Every byte is written for every event. Widest member first, no holes.
+ *
+ * BIND_FAILED says what holds the port where others say something else: its state
+ * in substate (0: not known), its cookie in the eight bytes of refusals, its address
+ * as IPv6, or IPv4 mapped, in peer.
+ */
 struct event {
 	__u64 mono_ns;	/* bpf_ktime_get_ns: CLOCK_MONOTONIC */
 	__u64 cookie;	/* socket cookie, 0: not known */

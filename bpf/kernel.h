@@ -24,6 +24,7 @@ enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
 };
 enum {
@@ -47,6 +48,7 @@ enum {
 #define TH_RST 0x04
 #define TH_ACK 0x10
 
+#define EADDRINUSE    98
 #define EADDRNOTAVAIL 99
 
 #define SOCK_BINDPORT_LOCK 8 /* include/net/sock.h */
@@ -81,7 +83,26 @@ typedef struct {
 	atomic_t refs;
 } refcount_t;
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+struct inet_bind_hashbucket {
+	struct hlist_head chain;
+};
+
+/* Ports in use, by number (bhash). */
+struct inet_hashinfo {
+	struct inet_bind_hashbucket *bhash;
+	unsigned int bhash_size;
+};
+
 struct inet_timewait_death_row {
+	struct inet_hashinfo *hashinfo;
 	refcount_t tw_refcount; /* 5.18 and later; base 1 */
 	int sysctl_max_tw_buckets;
 };
@@ -94,11 +115,13 @@ struct inet_timewait_death_row___tw_count {
 struct netns_ipv4 {
 	struct inet_timewait_death_row tcp_death_row;
 	__u8 sysctl_tcp_syncookies;
+	__u8 sysctl_tcp_tw_reuse;
 	int sysctl_max_syn_backlog;
 };
 
 struct net {
 	__u64 net_cookie;
+	__u32 hash_mix;
 	struct netns_ipv4 ipv4;
 };
 
@@ -119,6 +142,11 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned char skc_reuse : 4;
+	unsigned char skc_reuseport : 1;
+	unsigned char skc_ipv6only : 1;
+	int skc_bound_dev_if;
+	struct hlist_node skc_bind_node;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -143,8 +171,13 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
 
+typedef struct {
+	__u32 val;
+} kuid_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	kuid_t sk_uid;
 	int sk_err;
 	unsigned long sk_lingertime;
 	atomic_t sk_drops;
@@ -244,6 +277,21 @@ struct inet_timewait_sock {
 	struct timer_list tw_timer;
 };
 
+/* A port in use, with the sockets that have it, TIME_WAITs included. */
+struct inet_bind_bucket {
+	possible_net_t ib_net;
+	int l3mdev;
+	unsigned short port;
+	struct hlist_node node;
+	struct hlist_head owners; /* until 6.7 */
+	struct hlist_head bhash2; /* since 6.8 by address */
+};
+
+struct inet_bind2_bucket {
+	struct hlist_node bhash_node;
+	struct hlist_head owners;
+};
+
 struct net_device {
 	possible_net_t nd_net;
 };
@@ -282,6 +330,7 @@ struct bpf_iter__task_file {
 
 struct tcp_timewait_sock {
 	struct inet_timewait_sock tw_sk;
+	int tw_ts_recent_stamp; /* 0: a connection without timestamps */
 };
 
 struct tcp_request_sock {

@@ -2,22 +2,18 @@
 #ifndef TWTRACE_MAPS_H
 #define TWTRACE_MAPS_H
 
-#define MAX_NETNS  8	/* namespaces that one trace can be limited to */
-#define MAX_PORTS  16	/* local ports, and as many remote ports */
-#define MAX_TASKS  16	/* processes, names and cgroups, each */
-#define MAX_SHARED 8	/* listeners of one port that are watched (SO_REUSEPORT) */
-#define MAX_FRAMES 32	/* power of two: the search masks its index */
-#define SLOTS	   8192 /* power of two */
-#define TWIN_SLOTS 32	/* power of two */
+#define MAX_PORTS  16 /* local ports, and as many remote ports */
+#define MAX_TASKS  16 /* processes, names and cgroups, each */
+#define MAX_SHARED 8  /* listeners of one port that are watched (SO_REUSEPORT) */
+#define MAX_FRAMES 32 /* power of two: the search masks its index */
+#define TWIN_SLOTS 32 /* power of two */
 
 /*
  * Constants that user space writes before load.
  */
 const volatile __u32 ring_slots;	    /* of one CPU, a power of two */
 const volatile __u64 tw_timer_handler_addr; /* 0: TIME_WAIT can't be seen */
-const volatile __u32 netns_count;	    /* 0: every namespace */
-const volatile __u64 netns_filter[MAX_NETNS];
-const volatile __u32 kinds; /* a bit for each kind that is wanted */
+const volatile __u32 kinds;		    /* a bit for each kind that is wanted */
 const volatile __u32 lport_count, rport_count;
 const volatile __u16 lport_filter[MAX_PORTS], rport_filter[MAX_PORTS];
 const volatile __u8 family_filter; /* AF_INET, AF_INET6; 0: both */
@@ -28,6 +24,8 @@ const volatile __u32 pid_filter[MAX_TASKS];
 const volatile __u64 comm_filter[MAX_TASKS][2]; /* 16 bytes of comm */
 const volatile __u64 cgroup_filter[MAX_TASKS];
 const volatile __u32 pidns; /* inode of the pid namespace whose numbers are meant */
+/* What programs on functions (enrich.bpf.c) tell these; false: they are not there. */
+const volatile bool overflows_noted, refusals_noted, holders_noted;
 const volatile __u32 frame_count;
 const volatile struct frame frames[MAX_FRAMES]; /* by address */
 
@@ -60,25 +58,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct account);
 } accounts SEC(".maps");
-
-/*
- * What a socket did a moment ago, by cookie: the TIME_WAIT made for it and the
- * RST sent for it. Written just before the state change or timer event that
- * asks, mostly on the same CPU; an entry is only overwritten, by another
- * cookie of the same slot (8,192 cookies away, as cookies are given in
- * sequence), never deleted.
- */
-struct recent {
-	__u64 tw_made;
-	__u64 rst_sent;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SLOTS);
-	__type(key, __u32);
-	__type(value, struct recent);
-} recents SEC(".maps");
 
 /*
  * The owner of a socket that listens, inherited by what it accepts

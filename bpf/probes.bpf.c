@@ -15,6 +15,8 @@
 #include <bpf/bpf_tracing.h>
 
 #include "event.h"
+#include "scope.h"
+#include "notes.h"
 #include "maps.h"
 #include "emit.h"
 #include "owner.h"

@@ -119,6 +119,15 @@ type ProbesFrame struct {
 	Cause uint64
 }
 
+type ProbesHolder struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Addr   [16]uint8
+	Port   uint16
+	State  uint16
+	Pad    uint32
+}
+
 type ProbesListeners struct {
 	_  structs.HostLayout
 	Of [8]struct {
@@ -146,9 +155,10 @@ type ProbesPortKey struct {
 }
 
 type ProbesRecent struct {
-	_       structs.HostLayout
-	TwMade  uint64
-	RstSent uint64
+	_         structs.HostLayout
+	TwMade    uint64
+	RstSent   uint64
+	TwRefused uint64
 }
 
 type ProbesRefusal uint32
@@ -160,6 +170,13 @@ const (
 	ProbesRefusalREFUSED_TAKEN         ProbesRefusal = 3
 	ProbesRefusalREFUSALS              ProbesRefusal = 4
 )
+
+type ProbesRefused struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Checks uint32
+	By     [3]uint32
+}
 
 type ProbesScratch struct {
 	_       structs.HostLayout
@@ -185,9 +202,11 @@ type ProbesSlot struct {
 const (
 	ProbesMapAccounts             = "accounts"
 	ProbesMapCursors              = "cursors"
+	ProbesMapHolders              = "holders"
 	ProbesMapListening            = "listening"
 	ProbesMapOwners               = "owners"
 	ProbesMapRecents              = "recents"
+	ProbesMapRefused              = "refused"
 	ProbesMapScratches            = "scratches"
 	ProbesMapSelected             = "selected"
 	ProbesMapSlots                = "slots"
@@ -226,15 +245,18 @@ const (
 	ProbesVarFamilyFilter         = "family_filter"
 	ProbesVarFrameCount           = "frame_count"
 	ProbesVarFrames               = "frames"
+	ProbesVarHoldersNoted         = "holders_noted"
 	ProbesVarKinds                = "kinds"
 	ProbesVarLportCount           = "lport_count"
 	ProbesVarLportFilter          = "lport_filter"
 	ProbesVarNetnsCount           = "netns_count"
 	ProbesVarNetnsFilter          = "netns_filter"
 	ProbesVarNoListeners          = "no_listeners"
+	ProbesVarOverflowsNoted       = "overflows_noted"
 	ProbesVarPidCount             = "pid_count"
 	ProbesVarPidFilter            = "pid_filter"
 	ProbesVarPidns                = "pidns"
+	ProbesVarRefusalsNoted        = "refusals_noted"
 	ProbesVarRingSlots            = "ring_slots"
 	ProbesVarRportCount           = "rport_count"
 	ProbesVarRportFilter          = "rport_filter"
@@ -326,9 +348,11 @@ type ProbesProgramSpecs struct {
 type ProbesMapSpecs struct {
 	Accounts  *ebpf.MapSpec `ebpf:"accounts"`
 	Cursors   *ebpf.MapSpec `ebpf:"cursors"`
+	Holders   *ebpf.MapSpec `ebpf:"holders"`
 	Listening *ebpf.MapSpec `ebpf:"listening"`
 	Owners    *ebpf.MapSpec `ebpf:"owners"`
 	Recents   *ebpf.MapSpec `ebpf:"recents"`
+	Refused   *ebpf.MapSpec `ebpf:"refused"`
 	Scratches *ebpf.MapSpec `ebpf:"scratches"`
 	Selected  *ebpf.MapSpec `ebpf:"selected"`
 	Slots     *ebpf.MapSpec `ebpf:"slots"`
@@ -346,15 +370,18 @@ type ProbesVariableSpecs struct {
 	FamilyFilter       *ebpf.VariableSpec `ebpf:"family_filter"`
 	FrameCount         *ebpf.VariableSpec `ebpf:"frame_count"`
 	Frames             *ebpf.VariableSpec `ebpf:"frames"`
+	HoldersNoted       *ebpf.VariableSpec `ebpf:"holders_noted"`
 	Kinds              *ebpf.VariableSpec `ebpf:"kinds"`
 	LportCount         *ebpf.VariableSpec `ebpf:"lport_count"`
 	LportFilter        *ebpf.VariableSpec `ebpf:"lport_filter"`
 	NetnsCount         *ebpf.VariableSpec `ebpf:"netns_count"`
 	NetnsFilter        *ebpf.VariableSpec `ebpf:"netns_filter"`
 	NoListeners        *ebpf.VariableSpec `ebpf:"no_listeners"`
+	OverflowsNoted     *ebpf.VariableSpec `ebpf:"overflows_noted"`
 	PidCount           *ebpf.VariableSpec `ebpf:"pid_count"`
 	PidFilter          *ebpf.VariableSpec `ebpf:"pid_filter"`
 	Pidns              *ebpf.VariableSpec `ebpf:"pidns"`
+	RefusalsNoted      *ebpf.VariableSpec `ebpf:"refusals_noted"`
 	RingSlots          *ebpf.VariableSpec `ebpf:"ring_slots"`
 	RportCount         *ebpf.VariableSpec `ebpf:"rport_count"`
 	RportFilter        *ebpf.VariableSpec `ebpf:"rport_filter"`
@@ -391,9 +418,11 @@ func (o *ProbesObjects) Close() error {
 type ProbesMaps struct {
 	Accounts  *ebpf.Map `ebpf:"accounts"`
 	Cursors   *ebpf.Map `ebpf:"cursors"`
+	Holders   *ebpf.Map `ebpf:"holders"`
 	Listening *ebpf.Map `ebpf:"listening"`
 	Owners    *ebpf.Map `ebpf:"owners"`
 	Recents   *ebpf.Map `ebpf:"recents"`
+	Refused   *ebpf.Map `ebpf:"refused"`
 	Scratches *ebpf.Map `ebpf:"scratches"`
 	Selected  *ebpf.Map `ebpf:"selected"`
 	Slots     *ebpf.Map `ebpf:"slots"`
@@ -403,9 +432,11 @@ func (m *ProbesMaps) Close() error {
 	return _ProbesClose(
 		m.Accounts,
 		m.Cursors,
+		m.Holders,
 		m.Listening,
 		m.Owners,
 		m.Recents,
+		m.Refused,
 		m.Scratches,
 		m.Selected,
 		m.Slots,
@@ -424,15 +455,18 @@ type ProbesVariables struct {
 	FamilyFilter       *ebpf.Variable `ebpf:"family_filter"`
 	FrameCount         *ebpf.Variable `ebpf:"frame_count"`
 	Frames             *ebpf.Variable `ebpf:"frames"`
+	HoldersNoted       *ebpf.Variable `ebpf:"holders_noted"`
 	Kinds              *ebpf.Variable `ebpf:"kinds"`
 	LportCount         *ebpf.Variable `ebpf:"lport_count"`
 	LportFilter        *ebpf.Variable `ebpf:"lport_filter"`
 	NetnsCount         *ebpf.Variable `ebpf:"netns_count"`
 	NetnsFilter        *ebpf.Variable `ebpf:"netns_filter"`
 	NoListeners        *ebpf.Variable `ebpf:"no_listeners"`
+	OverflowsNoted     *ebpf.Variable `ebpf:"overflows_noted"`
 	PidCount           *ebpf.Variable `ebpf:"pid_count"`
 	PidFilter          *ebpf.Variable `ebpf:"pid_filter"`
 	Pidns              *ebpf.Variable `ebpf:"pidns"`
+	RefusalsNoted      *ebpf.Variable `ebpf:"refusals_noted"`
 	RingSlots          *ebpf.Variable `ebpf:"ring_slots"`
 	RportCount         *ebpf.Variable `ebpf:"rport_count"`
 	RportFilter        *ebpf.Variable `ebpf:"rport_filter"`

@@ -18,7 +18,8 @@ static __always_inline __u64 cookie_of(struct sock *sk)
 struct facts {
 	__u64 cookie;
 	__u64 netns;
-	const struct owner *owner; /* NULL: not known here */
+	const struct owner *owner;     /* NULL: not known here */
+	const struct refused *refused; /* of a connect() that failed; NULL: not known */
 	__u32 call;
 	int old_state;
 	int new_state;
@@ -38,6 +39,21 @@ static __always_inline void put_addresses(struct event *e, const struct sock_com
 		*(__u32 *)e->local = c->skc_rcv_saddr;
 		*(__u32 *)e->peer = c->skc_daddr;
 	}
+}
+
+/* Whatever was not refused for a TIME_WAIT has a live connection. */
+static __always_inline void put_refusals(struct event *e, const struct refused *r)
+{
+	__u32 taken = r->checks;
+
+	for (int why = 0; why < REFUSED_TAKEN; why++) {
+		__u32 n = r->by[why];
+
+		e->refusals[why] = n < 0xffff ? n : 0xffff;
+		taken -= n < taken ? n : taken;
+	}
+	e->refusals[REFUSED_TAKEN] = taken < 0xffff ? taken : 0xffff;
+	e->flags |= FLAG_REFUSALS;
 }
 
 /* nth counts the events of one call, which are one for the account of what was skipped. */
@@ -63,6 +79,8 @@ static __always_inline void socket_event(struct sock *sk, __u8 kind, __u8 cause,
 	e->nth = n;
 	if (f->owner)
 		put_owner(e, f->owner);
+	if (kind == KIND_CONNECT_FAILED && f->refused)
+		put_refusals(e, f->refused);
 	event_end(e);
 }
 

@@ -7,7 +7,8 @@
 #define TWTRACE_STATE_H
 
 /*
- * tcp_time_wait() calls tcp_done() whether or not it got a minisock. Without
+ * tcp_time_wait() calls tcp_done() whether or not it got a minisock. Where nobody
+ * sees inet_twsk_alloc() itself (overflow.h) it is told by what follows: without
  * one the socket leaves FIN_WAIT2 or CLOSING for CLOSE with no error, no RST of
  * its own and no timer started, while the namespace is at its limit. The
  * limit is read after the fact and other CPUs free minisocks meanwhile: hence
@@ -59,6 +60,19 @@ static __always_inline __u8 connect_cause(struct sock *sk, __u16 local_port)
 		return CAUSE_PORT_SEARCH;
 	return BPF_CORE_READ_BITFIELD(sk, sk_userlocks) & SOCK_BINDPORT_LOCK ? CAUSE_FOUR_TUPLE_BUSY
 									     : CAUSE_NOT_SENT;
+}
+
+/* connect() looks for a port next, and is refused some. */
+static __always_inline void begin_search(__u64 cookie)
+{
+	struct refused none = {.cookie = cookie};
+	__u32 task = this_task();
+	struct refused *r = bpf_map_lookup_elem(&refused, &task);
+
+	if (r)
+		*r = none;
+	else if (bpf_map_update_elem(&refused, &task, &none, 0))
+		count_untracked();
 }
 
 /* The owner, at the changes of state that show one; NULL at the others. */
@@ -133,6 +147,8 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	}
 	if (new == TCP_LISTEN && wants(KIND_LISTEN_DROP))
 		listener_begins(sk, &f);
+	if (refusals_noted && old == TCP_CLOSE && new == TCP_SYN_SENT)
+		begin_search(f.cookie);
 	asked_for = passes(sk->__sk_common.skc_family, f.local_port, f.peer_port);
 	if (by_owner() && asked_for) {
 		if (f.owner)
@@ -153,10 +169,14 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 			f.flags |= FLAG_LINGER0;
 		if (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) {
 			r = recent_of(f.cookie);
-			if (r && r->tw_made == f.cookie)
+			if (overflows_noted && r && r->tw_refused == f.cookie) {
+				r->tw_refused = 0; /* the socket may be connected again */
+				overflow = true;
+			} else if (r && r->tw_made == f.cookie) {
 				f.flags |= FLAG_TW_MADE;
-			else if (r && r->rst_sent != f.cookie && !f.err)
+			} else if (!overflows_noted && r && r->rst_sent != f.cookie && !f.err) {
 				overflow = tw_overflowed(net) && by_time_wait(ctx, sk, tp, old);
+			}
 		}
 	}
 
@@ -172,6 +192,8 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 
 			if (cause != CAUSE_NOT_SENT)
 				f.err = EADDRNOTAVAIL;
+			if (refusals_noted)
+				f.refused = refused_of(f.cookie);
 			socket_event(sk, KIND_CONNECT_FAILED, cause, &nth, &f);
 		}
 	}

@@ -40,6 +40,12 @@ func decode(w *bpf.ProbesEvent, ev *Event) {
 			Taken:        w.Refusals[bpf.ProbesRefusalREFUSED_TAKEN],
 		}
 	}
+	if ev.Kind == tcp.KindBindFailed && w.Substate != 0 {
+		ev.Holder = tcp.Holder{
+			State: ev.Substate, Cookie: holderCookie(w.Refusals), Addr: netip.AddrFrom16(w.Peer).Unmap(),
+		}
+		ev.Substate, ev.Tuple.Peer = tcp.StateNone, addrPort(w.Family, new([16]byte), 0)
+	}
 }
 
 // addrPort reads an address of the wire: IPv4 in the first four bytes. An IPv6
@@ -52,4 +58,9 @@ func addrPort(family uint8, b *[16]byte, port uint16) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom16(*b).Unmap(), port)
 	}
 	return netip.AddrPortFrom(netip.Addr{}, port)
+}
+
+// holderCookie puts together what lies in the place of four small numbers.
+func holderCookie(r [4]uint16) tcp.Cookie {
+	return tcp.Cookie(uint64(r[0]) | uint64(r[1])<<16 | uint64(r[2])<<32 | uint64(r[3])<<48)
 }

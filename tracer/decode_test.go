@@ -59,6 +59,30 @@ func TestDecode(t *testing.T) {
 			},
 		},
 		{
+			name: "a bind() that failed because of a listener",
+			wire: bpf.ProbesEvent{
+				Family: unix.AF_INET, Local: [16]uint8{127, 0, 0, 1}, LocalPort: 80, Kind: 12, OldState: 7, NewState: 7, Substate: 10, Err: 98,
+				Refusals: [4]uint16{1, 0, 0, 1 << 15}, Peer: [16]uint8{15: 1},
+			},
+			want: Event{
+				Kind: tcp.KindBindFailed, Old: tcp.Close, New: tcp.Close, Errno: tcp.EADDRINUSE,
+				Tuple:  tcp.FourTuple{Local: netip.MustParseAddrPort("127.0.0.1:80"), Peer: netip.MustParseAddrPort("0.0.0.0:0")},
+				Holder: tcp.Holder{State: tcp.Listen, Cookie: 1<<63 + 1, Addr: netip.IPv6Loopback()},
+			},
+		},
+		{
+			name: "a bind() that failed because of a TIME_WAIT on all addresses",
+			wire: bpf.ProbesEvent{
+				Family: unix.AF_INET6, LocalPort: 80, Kind: 12, OldState: 7, NewState: 7, Substate: 6,
+				Peer: [16]uint8{10: 0xff, 11: 0xff},
+			},
+			want: Event{
+				Kind: tcp.KindBindFailed, Old: tcp.Close, New: tcp.Close,
+				Tuple:  tcp.FourTuple{Local: netip.MustParseAddrPort("[::]:80"), Peer: netip.MustParseAddrPort("[::]:0")},
+				Holder: tcp.Holder{State: tcp.TimeWait, Addr: netip.IPv4Unspecified()},
+			},
+		},
+		{
 			name: "the largest of everything, and what no version of the kernel side sends",
 			wire: bpf.ProbesEvent{
 				MonoNs: math.MaxInt64, Cookie: math.MaxUint64, Netns: math.MaxUint64, Reason: math.MaxUint32,

@@ -10,8 +10,9 @@
 //	stats, err := t.Stats()          // the account: seen = recorded + lost + skipped
 //	err = t.Close()
 //
-// It stands on BTF-typed tracepoints alone (Linux 5.14 and later with
+// It needs BTF-typed tracepoints alone (Linux 5.14 and later with
 // CONFIG_DEBUG_INFO_BTF), so that it also runs where kprobes and fentry are
-// denied. probes.go is the table of what is attached; Coverage says how well
+// denied. probes.go is the table of what is attached, enrich.go of what is added
+// on kernel functions where that is allowed; Coverage says how well
 // this kernel shows each fact.
 package tracer

@@ -53,9 +53,11 @@ func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []
 		return err
 	}
 
+	if err := setScope(spec, &opts); err != nil {
+		return err
+	}
 	var (
 		kinds   uint32
-		netns   [MaxNetNS]uint64
 		table   [maxFrames]bpf.ProbesFrame
 		locals  [MaxPorts]uint16
 		remotes [MaxPorts]uint16
@@ -67,9 +69,6 @@ func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []
 	)
 	for _, k := range opts.kinds() {
 		kinds |= 1 << k
-	}
-	for i, ns := range opts.NetNS {
-		netns[i] = uint64(ns)
 	}
 	copy(table[:], syms.frames)
 	copy(locals[:], opts.LocalPorts)
@@ -88,13 +87,8 @@ func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []
 	if err := unix.Stat("/proc/self/ns/pid", &pidns); err != nil {
 		return fmt.Errorf("ask for the pid namespace: %w", err)
 	}
-	for _, c := range []struct {
-		name  string
-		value any
-	}{
+	return set(spec, []constant{
 		{bpf.ProbesVarKinds, kinds},
-		{bpf.ProbesVarNetnsCount, uint32(len(opts.NetNS))},
-		{bpf.ProbesVarNetnsFilter, netns},
 		{bpf.ProbesVarLportCount, uint32(len(opts.LocalPorts))},
 		{bpf.ProbesVarLportFilter, locals},
 		{bpf.ProbesVarRportCount, uint32(len(opts.RemotePorts))},
@@ -111,7 +105,29 @@ func specialise(spec *ebpf.CollectionSpec, opts Options, syms symbols, chosen []
 		{bpf.ProbesVarTwTimerHandlerAddr, syms.twTimerHandler},
 		{bpf.ProbesVarFrameCount, uint32(len(syms.frames))},
 		{bpf.ProbesVarFrames, table},
-	} {
+	})
+}
+
+// setScope writes the namespaces that the trace is limited to (bpf/scope.h).
+func setScope(spec *ebpf.CollectionSpec, opts *Options) error {
+	var netns [MaxNetNS]uint64
+	for i, ns := range opts.NetNS {
+		netns[i] = uint64(ns)
+	}
+	return set(spec, []constant{
+		{bpf.ProbesVarNetnsCount, uint32(len(opts.NetNS))},
+		{bpf.ProbesVarNetnsFilter, netns},
+	})
+}
+
+// constant is one that programs are loaded with.
+type constant struct {
+	name  string
+	value any
+}
+
+func set(spec *ebpf.CollectionSpec, constants []constant) error {
+	for _, c := range constants {
 		if err := spec.Variables[c.name].Set(c.value); err != nil {
 			return fmt.Errorf("set %s: %w", c.name, err)
 		}
@@ -165,6 +181,8 @@ var factKinds = map[tcp.Fact][]Kind{
 	tcp.FactState:       nil,
 	tcp.FactOwner:       nil,
 	tcp.FactConnectFail: {tcp.KindState, tcp.KindConnectFailed},
+	tcp.FactRefusals:    {tcp.KindConnectFailed},
+	tcp.FactBindOwner:   {tcp.KindBindFailed},
 	tcp.FactRstSent:     {tcp.KindRstSent},
 	tcp.FactRstReason:   {tcp.KindRstSent},
 	tcp.FactRstReceived: {tcp.KindRstReceived},
@@ -224,6 +242,10 @@ func coverage(chosen []probe, syms symbols, kinds []Kind) Coverage {
 		case c[tcp.FactTWCause] == tcp.Exact:
 			c[tcp.FactTWCause] = tcp.Inferred
 		}
+	}
+	// Known by what did not happen, unless the enrichment sees it itself.
+	if c[tcp.FactTWOverflow] == tcp.Exact {
+		c[tcp.FactTWOverflow] = tcp.Inferred
 	}
 	return c
 }

@@ -21,7 +21,7 @@ type (
 	Coverage = tcp.Coverage
 )
 
-// Limits of the filters (MAX_* in bpf/maps.h).
+// Limits of the filters (MAX_* in bpf/maps.h and bpf/scope.h).
 const (
 	MaxNetNS = 8  // namespaces that one trace can be limited to
 	MaxPorts = 16 // local ports, and as many remote ports

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/twtrace/twtrace/bpf"
 )
 
@@ -35,7 +37,8 @@ type Stats struct {
 	// Late were found out from later events and handed over besides the recorded ones.
 	Late uint64
 	// Untracked are connections and listeners for which a table had no room: with a
-	// filter by process their events are missing, and drops by such a listener are.
+	// filter by process their events are missing, and drops by such a listener are. Or
+	// calls of connect() and bind(): they lack the refusals, or the holder of the port.
 	Untracked uint64
 	// ByKind counts what Read handed over, LostByKind what the ring lost.
 	ByKind, LostByKind map[Kind]uint64
@@ -119,9 +122,7 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read the counters of program %s: %w", name, err)
 			}
-			s.Programs = append(s.Programs, ProgramStats{
-				Name: name, Runs: st.RunCount, RuntimeNS: uint64(st.Runtime), RecursionMisses: st.RecursionMisses,
-			})
+			s.Programs = append(s.Programs, programStats(name, st))
 			// What a listener dropped is counted by the kernel: a look that was
 			// skipped is made up for by the next.
 			if name == p.program && p.how != withListener {
@@ -129,5 +130,15 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 			}
 		}
 	}
+	programs, untracked, err := t.enriched.stats()
+	if err != nil {
+		return nil, err
+	}
+	s.Programs = append(s.Programs, programs...)
+	s.Untracked += untracked
 	return s, nil
+}
+
+func programStats(name string, st *ebpf.ProgramStats) ProgramStats {
+	return ProgramStats{Name: name, Runs: st.RunCount, RuntimeNS: uint64(st.Runtime), RecursionMisses: st.RecursionMisses}
 }

@@ -40,6 +40,7 @@ const drainInterval = 20 * time.Millisecond
 // other methods may be called from any.
 type Tracer struct {
 	coll     *ebpf.Collection
+	enriched *enriched
 	chosen   []probe
 	coverage Coverage
 	reasons  map[uint32]string
@@ -82,7 +83,7 @@ type attached struct {
 
 // Open loads the programs that this kernel can run. Nothing is traced before
 // Start. Errors: ErrNotPermitted, ErrNoBTF, ErrTooOld.
-func Open(opts Options) (*Tracer, error) {
+func Open(opts Options) (_ *Tracer, err error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
@@ -116,7 +117,20 @@ func Open(opts Options) (*Tracer, error) {
 	if err := specialise(spec, opts, syms, t.chosen); err != nil {
 		return nil, err
 	}
-	t.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types})
+	t.enriched, err = enrich(spec, &opts, t.coverage, types)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = t.enriched.close()
+		}
+	}()
+	t.enriched.grade(t.coverage)
+	if err := t.enriched.tell(spec); err != nil {
+		return nil, err
+	}
+	t.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: types, MapReplacements: t.enriched.shared})
 	if err != nil {
 		return nil, loadError(err)
 	}
@@ -223,7 +237,7 @@ func (t *Tracer) Stop() error {
 	t.stop.Do(func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.stopErr = t.detach(nil)
+		t.stopErr = errors.Join(t.detach(nil), t.enriched.detach())
 		if st, err := t.kernelStats(); err == nil {
 			t.final = st
 		} else {
@@ -247,7 +261,7 @@ func (t *Tracer) Close() error {
 	t.ticker.Stop()
 	err = errors.Join(err, t.rings.close())
 	t.coll.Close()
-	return err
+	return errors.Join(err, t.enriched.close())
 }
 
 // Coverage says how well this kernel shows each fact.

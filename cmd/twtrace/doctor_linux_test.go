@@ -53,7 +53,7 @@ func TestDoctor(t *testing.T) {
 		}
 	}
 	// Before 6.10 some facts are less than exact.
-	if f := checks["trace"]; f.Status == "missing" || !strings.HasPrefix(f.Found, "all programs load and attach") {
+	if f := checks["trace"]; f.Status == "missing" || !strings.HasPrefix(f.Found, "loads and attaches") {
 		t.Errorf("%+v", f)
 	}
 	if f := checks["inet_sock_set_state"]; f.Found != "3 arguments, attaches" { // the same in every kernel, KERNEL.md 2
@@ -110,7 +110,7 @@ func TestDoctorSays(t *testing.T) {
 		{
 			"trace alone", worldPlain, func(cmd *exec.Cmd) { asUserWith(cmd, hostOnly) },
 			[]string{"privilege for run", "namespaces"},
-			map[string]string{"trace": "all programs load and attach", "privilege for run --net host": "has CAP_BPF"},
+			map[string]string{"trace": "loads and attaches", "privilege for run --net host": "has CAP_BPF"},
 		},
 		{
 			"CAP_BPF alone", worldPlain, func(cmd *exec.Cmd) { asUserWith(cmd, []privilege.Capability{cap.BPF}) },

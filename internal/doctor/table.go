@@ -292,7 +292,7 @@ func trace(m *Machine) Finding {
 	for fact, grade := range coverage {
 		byGrade[grade] = append(byGrade[grade], string(fact))
 	}
-	f := Finding{Status: OK, Found: fmt.Sprintf("all programs load and attach; %d facts exact", len(byGrade[tcp.Exact]))}
+	f := Finding{Status: OK, Found: fmt.Sprintf("loads and attaches; %d facts exact", len(byGrade[tcp.Exact]))}
 	for _, g := range []tcp.Grade{tcp.Inferred, tcp.NotObservable} {
 		if names := byGrade[g]; len(names) > 0 {
 			slices.Sort(names)
@@ -400,11 +400,15 @@ func attach(t ebpf.AttachType, target, gives, otherwise string) func(*Machine) F
 	}
 }
 
+// functionFacts are those that no tracepoint shows.
+const functionFacts = string(tcp.FactRefusals) + " (why a connect() could not take a port, port by port), " +
+	string(tcp.FactBindOwner) + " (what holds the port that a bind() wanted)"
+
 func fentry(m *Machine) Finding {
 	const target = "inet_twsk_alloc"
-	f := attach(ebpf.AttachTraceFEntry, target,
-		"entries and exits of kernel functions can be seen as well",
-		"tracepoints are enough: what fentry would add is inferred")(m)
+	f := attach(ebpf.AttachTraceFExit, target,
+		"kernel functions can be seen as well: "+functionFacts+", and each TIME_WAIT that is skipped",
+		"tracepoints are enough for all else; not observable: "+functionFacts)(m)
 	if f.Status != OK && len(m.Held.Missing(privilege.RunHost.Must)) == 0 && m.initialUser() {
 		f.Fix = ""
 		if l := lockdown(m); strings.HasPrefix(l.Found, "unknown") {

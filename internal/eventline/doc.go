@@ -20,6 +20,8 @@
 //	substate      what a TIME_WAIT stands for: fin_wait_2 or time_wait
 //	time_left_ms  tw-enter, snapshot: until the TIME_WAIT's timer ends it
 //	refusals      connect-failed: ports tried in vain, by why
+//	holder        bind-failed: what has the port, if the kernel lets it be seen:
+//	              state cookie addr pid comm
 //	flags         list of words: rescued, late, linger0, no_segment, tw_made, active
 //	cgroup_id cgroup container
 //

@@ -76,6 +76,14 @@ func story() []Line {
 		}, client, time.Microsecond},
 		{e{Kind: tcp.KindBindFailed, Tuple: tcp.FourTuple{Local: there.Local}, Errno: tcp.EADDRINUSE}, server, -1},
 		{e{Kind: tcp.KindBindFailed, Tuple: tcp.FourTuple{Local: there.Local}, Errno: 4095}, server, -1},
+		{e{
+			Kind: tcp.KindBindFailed, Tuple: tcp.FourTuple{Local: there.Local}, Errno: tcp.EADDRINUSE,
+			Holder: tcp.Holder{State: tcp.Listen, Cookie: 8999, Addr: netip.IPv4Unspecified()},
+		}, server, -1},
+		{e{
+			Kind: tcp.KindBindFailed, Tuple: tcp.FourTuple{Local: there.Local}, Errno: tcp.EADDRINUSE,
+			Holder: tcp.Holder{State: tcp.TimeWait, Addr: there.Local.Addr()},
+		}, server, -1},
 		{e{Kind: tcp.KindListenDrop, Tuple: there, Old: tcp.Listen, New: tcp.Listen, Cause: tcp.CauseAcceptQueue}, server, 100 * time.Hour},
 		{e{Kind: tcp.KindState, Tuple: tcp.FourTuple{
 			Local: netip.MustParseAddrPort("[2001:db8:1234:5678:9abc:def0:1234:5678]:40000"), Peer: netip.MustParseAddrPort("[2001:2::1]:443"),
@@ -92,6 +100,9 @@ func story() []Line {
 		out[i] = Line{
 			Event: &l.ev, Past: timeline.Past{Owner: l.owner, InState: int64(l.in)},
 			Wall: wall.Add(time.Duration(l.ev.MonoNS - start)),
+		}
+		if l.ev.Holder.Cookie != 0 {
+			out[i].Past.Holder = tcp.Owner{PID: 80, Comm: comm("old nginx")}
 		}
 	}
 	return out

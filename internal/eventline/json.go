@@ -57,6 +57,7 @@ type document struct {
 	Substate  string            `json:"substate,omitempty"`
 	TimeLeft  *float64          `json:"time_left_ms,omitempty"`
 	Refusals  map[string]uint16 `json:"refusals,omitempty"`
+	Holder    *holding          `json:"holder,omitempty"`
 	Flags     []string          `json:"flags,omitempty"`
 	CgroupID  uint64            `json:"cgroup_id,omitempty"`
 	Cgroup    string            `json:"cgroup,omitempty"`
@@ -66,6 +67,16 @@ type document struct {
 type endpoint struct {
 	Addr *string `json:"addr"`
 	Port uint16  `json:"port"`
+}
+
+// holding is what has the port that a bind() wanted; a pointer is null where
+// there is nothing to say.
+type holding struct {
+	State  string     `json:"state"`
+	Cookie tcp.Cookie `json:"cookie"`
+	Addr   *string    `json:"addr"`
+	PID    *uint32    `json:"pid"`
+	Comm   *string    `json:"comm"`
 }
 
 // nanoseconds is time.RFC3339Nano with all nine digits, so that lines sort.
@@ -119,6 +130,9 @@ func (j *JSON) Line(l *Line) {
 			d.Refusals[strings.ReplaceAll(r.name, "-", "_")] = r.n
 		}
 	}
+	if ev.Holder.State != tcp.StateNone {
+		d.Holder = holdingOf(l)
+	}
 	for _, f := range flagNames {
 		if ev.Flags&f.flag != 0 {
 			d.Flags = append(d.Flags, f.name)
@@ -140,6 +154,18 @@ func (j *JSON) Flush() error {
 		return fmt.Errorf("write events: %w", j.err)
 	}
 	return nil
+}
+
+func holdingOf(l *Line) *holding {
+	h, owner := &l.Event.Holder, &l.Past.Holder
+	out := &holding{State: h.State.JSON(), Cookie: h.Cookie, Comm: word(owner.Comm.String())}
+	if h.Addr.IsValid() {
+		out.Addr = word(h.Addr.String())
+	}
+	if owner.PID != 0 {
+		out.PID = &owner.PID
+	}
+	return out
 }
 
 // printable is a name that somebody chose without what could upset a terminal.

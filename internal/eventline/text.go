@@ -76,7 +76,7 @@ func (t *Text) Line(l *Line) {
 	t.column(4, number(uint64(ev.Tuple.Local.Port())))
 	t.column(5, addr(ev.Tuple.Peer))
 	t.column(6, number(uint64(ev.Tuple.Peer.Port())))
-	t.event = append(t.event[:0], t.opts.words(ev)...)
+	t.event = append(t.event[:0], t.opts.words(l)...)
 	in := "-"
 	if l.Past.InState >= 0 {
 		in = strconv.FormatFloat(float64(l.Past.InState)/1e6, 'f', 3, 64)

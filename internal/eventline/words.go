@@ -8,8 +8,9 @@ import (
 )
 
 // words returns what the column EVENT says, in single words.
-func (o *Options) words(ev *tcp.Event) string {
+func (o *Options) words(l *Line) string {
 	var b strings.Builder
+	ev := l.Event
 	if ev.Kind == tcp.KindState {
 		b.WriteString(ev.Old.String() + " -> " + ev.New.String())
 	} else {
@@ -22,6 +23,9 @@ func (o *Options) words(ev *tcp.Event) string {
 				b.WriteString(word)
 			}
 		}
+	}
+	if ev.Holder.State != tcp.StateNone {
+		b.WriteString(" " + strings.Join(holder(l), " "))
 	}
 	if ev.Flags&tcp.FlagLate != 0 {
 		b.WriteString(" late")
@@ -90,6 +94,19 @@ func timeLeft(o *Options, ev *tcp.Event) string {
 		return fmt.Sprintf("%.1fs left", left.Seconds())
 	}
 	return ""
+}
+
+// holder says what has the port that a bind() wanted, and whose it is.
+func holder(l *Line) []string {
+	h, owner := &l.Event.Holder, &l.Past.Holder
+	words := []string{"held-by=" + h.State.String(), "on=" + h.Addr.String()}
+	if owner.PID != 0 {
+		words = append(words, fmt.Sprintf("holder-pid=%d", owner.PID))
+	}
+	if comm := owner.Comm.String(); comm != "" {
+		words = append(words, "holder-comm="+strings.ReplaceAll(comm, " ", `\x20`))
+	}
+	return words
 }
 
 func refusals(_ *Options, ev *tcp.Event) string {

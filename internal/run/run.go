@@ -312,6 +312,11 @@ func (r *session) coverage() tcp.Coverage {
 			c[fact] = grade
 		}
 		c[tcp.FactCause] = tcp.Exact
+		// The census of the ports of a run says how many were in TIME_WAIT and how many
+		// open, and the run's settings what that meant for a connect().
+		if c[tcp.FactRefusals] == tcp.NotObservable {
+			c[tcp.FactRefusals] = tcp.Inferred
+		}
 	} else {
 		for _, fact := range []tcp.Fact{
 			tcp.FactState, tcp.FactRstSent, tcp.FactRstReason, tcp.FactRstReceived, tcp.FactTWEnter,

@@ -32,6 +32,7 @@ const (
 	FactBindFail    Fact = "bind-failure"        // binds that failed
 	FactOwner       Fact = "owner"               // whose connection it is
 	FactSnapshot    Fact = "snapshot"            // what was there when the trace began
+	FactBindOwner   Fact = "bind-holder"         // what holds the port that a bind() wanted
 	FactRefusals    Fact = "reuse-refusals"      // why a connect could not take a port, port by port
 	FactCause       Fact = "failure-cause"       // why an attempt failed
 )

@@ -3,6 +3,7 @@ package tcp
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -173,9 +174,17 @@ func (c Comm) String() string {
 // Refusals counts the ports that a failed connect() tried, by why it could not have them.
 type Refusals struct {
 	TooYoung     uint16 // TIME_WAIT, and younger than tcp_tw_reuse allows
-	NotAllowed   uint16 // TIME_WAIT, and tcp_tw_reuse forbids it (0, or 2 and not loopback)
-	NoTimestamps uint16 // TIME_WAIT of a connection without timestamps
-	Taken        uint16 // the four-tuple is that of a live connection, or of a FIN_WAIT2 minisock
+	NotAllowed   uint16 // TIME_WAIT, and tcp_tw_reuse forbids it (0, or 2 and not loopback); a FIN_WAIT2 minisock
+	NoTimestamps uint16 // TIME_WAIT of a connection without timestamps, whatever tcp_tw_reuse is
+	Taken        uint16 // the four-tuple is that of a live connection
+}
+
+// Holder is a socket that has the port which a bind() wanted: of several the one that
+// listens, or else is connected, or else is bound, or else is in TIME_WAIT.
+type Holder struct {
+	State  State      // StateNone: not known
+	Cookie Cookie     // 0: nobody had asked for it
+	Addr   netip.Addr // the address that it is bound to
 }
 
 // Event is one fact the kernel side reported. It holds no pointer to shared
@@ -209,4 +218,5 @@ type Event struct {
 	// connect() and listen(), and what a listener accepts.
 	Owner    Owner
 	Refusals Refusals // where Flags has FlagRefusals
+	Holder   Holder   // of bind-failed
 }

@@ -6,6 +6,9 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -69,6 +72,23 @@ func probeBPF() error {
 		return fmt.Errorf("no BTF of the kernel (CONFIG_DEBUG_INFO_BTF): %w", err)
 	}
 	return f.Close()
+}
+
+func probeFentry() error {
+	const function = "inet_twsk_alloc"
+	program, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
+		Name: "twtrace_test", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceFExit, AttachTo: function, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	}, ebpf.ProgramOptions{LogDisabled: true})
+	if err != nil {
+		return fmt.Errorf("can't load a program for the function %s: %w", function, err)
+	}
+	defer program.Close()
+	l, err := link.AttachTracing(link.TracingOptions{Program: program})
+	if err != nil {
+		return fmt.Errorf("can't attach a program to the function %s: %w", function, err)
+	}
+	return l.Close()
 }
 
 func probeNetNS() error {

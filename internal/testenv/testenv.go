@@ -23,6 +23,9 @@ const (
 	// BPF is CAP_BPF and CAP_PERFMON in effect (or CAP_SYS_ADMIN, which
 	// includes them) and a kernel that publishes its BTF.
 	BPF Cap = "bpf"
+	// Fentry is the attaching of BPF programs to kernel functions, which lockdown
+	// refuses.
+	Fentry Cap = "fentry"
 )
 
 // row is one capability. Its probe returns nil, or what is missing.
@@ -36,6 +39,7 @@ var table = []row{
 	{NetNS, sync.OnceValue(probeNetNS)},
 	{Veth, sync.OnceValue(probeVeth)},
 	{BPF, sync.OnceValue(probeBPF)},
+	{Fentry, sync.OnceValue(probeFentry)},
 }
 
 // requireEnv names the capabilities that this machine is known to have,

@@ -21,6 +21,9 @@ type Past struct {
 	// nanoseconds; of a TIME_WAIT since it was made, or had received the FIN.
 	// Below 0: not known, because the state is older than the trace.
 	InState int64
+	// Holder is the process that has the port which a bind() wanted (Event.Holder); the
+	// zero value: not known.
+	Holder tcp.Owner
 }
 
 // Owners follows connections through the stream of events. The kernel side knows
@@ -78,6 +81,9 @@ func (o *Owners) Event(ev *tcp.Event) Past {
 	if ev.Flags&tcp.FlagOwner != 0 {
 		past.Owner = ev.Owner
 	}
+	if ev.Kind == tcp.KindBindFailed {
+		past.Holder = o.holder(ev)
+	}
 	if ev.Cookie == 0 {
 		return past // made before the trace, and nobody asked for its cookie
 	}
@@ -134,6 +140,18 @@ func (o *Owners) Event(ev *tcp.Event) Past {
 		o.closing = append(o.closing, closing{id, f.closed})
 	}
 	return past
+}
+
+// holder is whose the socket is that has the port.
+func (o *Owners) holder(ev *tcp.Event) tcp.Owner {
+	if ev.Holder.Cookie == 0 {
+		return tcp.Owner{}
+	}
+	id := socket{cookie: ev.Holder.Cookie}
+	if ev.Holder.State == tcp.TimeWait {
+		id.port = ev.Tuple.Local.Port()
+	}
+	return o.sockets[id].owner
 }
 
 // since is how long f was in its state when ev happened. Events of different CPUs

@@ -146,11 +146,50 @@ func TestOwners(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := NewOwners(0)
 			for i, step := range life {
-				if got, want := o.Event(&step.ev), (Past{step.owner, step.inState}); got != want {
+				if got, want := o.Event(&step.ev), (Past{Owner: step.owner, InState: step.inState}); got != want {
 					t.Errorf("event %d, %s: %+v, want %+v", i, step.ev.Kind, got, want)
 				}
 			}
 		})
+	}
+}
+
+// TestOwnersHolder: whose the port is that a bind() wanted, while its holder lives and as
+// a TIME_WAIT has it.
+func TestOwnersHolder(t *testing.T) {
+	o := NewOwners(0)
+	asks := func(at int64, state tcp.State, cookie tcp.Cookie) tcp.Owner {
+		ev := owned(curl, of(tcp.KindBindFailed, at, 99, tcp.Close))
+		ev.Holder = tcp.Holder{State: state, Cookie: cookie}
+		past := o.Event(&ev)
+		if past.Owner != curl {
+			t.Errorf("bind() is %+v's, want curl's", past.Owner)
+		}
+		return past.Holder
+	}
+	for _, ev := range []tcp.Event{
+		owned(nginx, change(1*ms, 1, tcp.Close, tcp.Listen)),
+		owned(nginx, change(2*ms, 2, tcp.SynRecv, tcp.Established)),
+		enter(3*ms, 2),
+		change(3*ms, 2, tcp.FinWait2, tcp.Close),
+	} {
+		o.Event(&ev)
+	}
+	if got := asks(4*ms, tcp.Listen, 1); got != nginx {
+		t.Errorf("a listener is %+v's, want nginx's", got)
+	}
+	if got := asks(5000*ms, tcp.TimeWait, 2); got != nginx {
+		t.Errorf("a TIME_WAIT is %+v's, want nginx's", got)
+	}
+	for _, cookie := range []tcp.Cookie{0, 3} {
+		if got := asks(5001*ms, tcp.Listen, cookie); got != (tcp.Owner{}) {
+			t.Errorf("socket %d is %+v's, though nothing is known of it", cookie, got)
+		}
+	}
+	over := end(6000*ms, 2)
+	o.Event(&over)
+	if got := asks(6001*ms, tcp.TimeWait, 2); got != (tcp.Owner{}) {
+		t.Errorf("a TIME_WAIT that is over is %+v's", got)
 	}
 }
 
@@ -192,7 +231,7 @@ func TestOwnersOverflow(t *testing.T) {
 		{told{change(5*ms, 1, tcp.SynSent, tcp.Close), curl, 4 * ms}, 2},
 		{told{change(2000*ms, 3, tcp.Established, tcp.FinWait1), tcp.Owner{}, unknown}, 2}, // room again
 	} {
-		if got, want := o.Event(&tt.ev), (Past{tt.owner, tt.inState}); got != want {
+		if got, want := o.Event(&tt.ev), (Past{Owner: tt.owner, InState: tt.inState}); got != want {
 			t.Errorf("event %d: %+v, want %+v", i, got, want)
 		}
 		if o.Overflow() != tt.overflow {

@@ -69,7 +69,7 @@ func jobsFor(k Kernel, s selection) []job {
 	// Debian's machines have these; the tests may use all that the machine can.
 	env := []string{
 		"PATH=/bin", "HOME=/root", "TMPDIR=/tmp", "LANG=C",
-		"TWTRACE_REQUIRE=root,netns,veth,bpf",
+		"TWTRACE_REQUIRE=root,netns,veth,bpf,fentry",
 		"TWTRACE_DISPOSABLE=1",
 	}
 	answers := job{

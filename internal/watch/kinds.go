@@ -41,8 +41,8 @@ var kinds = [tcp.NumKinds]struct {
 	tcp.KindSynAckRetransmit: {facts: []tcp.Fact{tcp.FactRetransmit}, along: states},
 	tcp.KindError:            {facts: []tcp.Fact{tcp.FactError}, along: states, failure: true},
 	tcp.KindTWConvert:        {facts: []tcp.Fact{tcp.FactTWConvert}, along: lives},
-	tcp.KindConnectFailed:    {facts: []tcp.Fact{tcp.FactConnectFail}, along: states, failure: true},
-	tcp.KindBindFailed:       {facts: []tcp.Fact{tcp.FactBindFail}, failure: true},
+	tcp.KindConnectFailed:    {facts: []tcp.Fact{tcp.FactConnectFail, tcp.FactRefusals}, along: states, failure: true},
+	tcp.KindBindFailed:       {facts: []tcp.Fact{tcp.FactBindFail, tcp.FactBindOwner}, along: lives, failure: true},
 	tcp.KindListenDrop:       {facts: []tcp.Fact{tcp.FactListenDrop}, along: states, failure: true},
 	tcp.KindSnapshot:         {facts: []tcp.Fact{tcp.FactSnapshot}},
 }

@@ -469,8 +469,8 @@ func TestRead(t *testing.T) {
 		{"state", false, "state"},
 		{"state", true, "state snapshot"},
 		{"tw-end", false, "state tw-enter tw-end tw-convert"},
-		{"bind-failed error", false, "state error bind-failed"},
-		{"bind-failed", false, "bind-failed"},
+		{"bind-failed error", false, "state tw-enter tw-end error tw-convert bind-failed"},
+		{"bind-failed", false, "state tw-enter tw-end tw-convert bind-failed"},
 		{"snapshot", true, "snapshot"},
 	} {
 		opts := Options{Snapshot: tt.snapshot}
