@@ -33,10 +33,10 @@ var packages = []struct {
 }{
 	{dir: "tracer", limit: 12 * time.Minute, detail: `^Test(Scenarios|Purge|Stress)/`},
 	{dir: "internal/netlab", limit: 6 * time.Minute},
-	{dir: "internal/run", limit: 6 * time.Minute},
+	{dir: "internal/run", limit: 12 * time.Minute},
 	{dir: "internal/watch", limit: 6 * time.Minute},
-	{dir: "cmd/twtrace", limit: 6 * time.Minute},
-	{dir: "loadgen", limit: 6 * time.Minute},
+	{dir: "cmd/twtrace", limit: 12 * time.Minute},
+	{dir: "loadgen", limit: 12 * time.Minute},
 	{dir: "internal/clock", limit: 2 * time.Minute},
 }
 
