@@ -101,11 +101,15 @@ static __always_inline void count_lost(__u8 kind, bool twin)
 
 static __always_inline struct event *event_begin(__u8 kind, bool twin)
 {
-	__u32 at = ring_reserve();
-	struct slot *slot = bpf_map_lookup_elem(&slots, &at);
+	struct slot *slot;
 	struct event *e;
+	__u32 at;
 
+	if (!recording)
+		return NULL;
+	at = ring_reserve();
 	/* A reservation that failed is no slot's number. */
+	slot = bpf_map_lookup_elem(&slots, &at);
 	if (!slot) {
 		count_lost(kind, twin);
 		return NULL;
@@ -163,11 +167,11 @@ static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin)
 		*(volatile __u32 *)&s->top = top + 1;
 		n->what = what;
 		n->of = of;
-		return false;
+		return !recording;
 	}
 	for (int i = 0; i < 8; i++) {
 		if (top == 0)
-			return false;
+			break;
 		top--;
 		n = &s->handled[top & (TWIN_SLOTS - 1)];
 		if (n->of == of && n->what == what) {
@@ -175,7 +179,7 @@ static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin)
 			return true;
 		}
 	}
-	return false;
+	return !recording;
 }
 
 /* The same in both copies of an event, and in no other event of the next moment. */

@@ -30,6 +30,12 @@ const volatile __u32 frame_count;
 const volatile struct frame frames[MAX_FRAMES]; /* by address */
 
 /*
+ * Set by user space once every program is attached, and cleared before the first is taken
+ * off: all of them begin and end at the same moment.
+ */
+volatile bool recording;
+
+/*
  * The rings, drained by the clock: programs never wake the tracer, since a wake-up
  * raises an IPI whose softirq can hit the same program again, which the kernel
  * then skips. CPU n has slots n * ring_slots and up. Full: the event is counted in

@@ -256,6 +256,7 @@ const (
 	ProbesVarPidCount             = "pid_count"
 	ProbesVarPidFilter            = "pid_filter"
 	ProbesVarPidns                = "pidns"
+	ProbesVarRecording            = "recording"
 	ProbesVarRefusalsNoted        = "refusals_noted"
 	ProbesVarRingSlots            = "ring_slots"
 	ProbesVarRportCount           = "rport_count"
@@ -381,6 +382,7 @@ type ProbesVariableSpecs struct {
 	PidCount           *ebpf.VariableSpec `ebpf:"pid_count"`
 	PidFilter          *ebpf.VariableSpec `ebpf:"pid_filter"`
 	Pidns              *ebpf.VariableSpec `ebpf:"pidns"`
+	Recording          *ebpf.VariableSpec `ebpf:"recording"`
 	RefusalsNoted      *ebpf.VariableSpec `ebpf:"refusals_noted"`
 	RingSlots          *ebpf.VariableSpec `ebpf:"ring_slots"`
 	RportCount         *ebpf.VariableSpec `ebpf:"rport_count"`
@@ -466,6 +468,7 @@ type ProbesVariables struct {
 	PidCount           *ebpf.Variable `ebpf:"pid_count"`
 	PidFilter          *ebpf.Variable `ebpf:"pid_filter"`
 	Pidns              *ebpf.Variable `ebpf:"pidns"`
+	Recording          *ebpf.Variable `ebpf:"recording"`
 	RefusalsNoted      *ebpf.Variable `ebpf:"refusals_noted"`
 	RingSlots          *ebpf.Variable `ebpf:"ring_slots"`
 	RportCount         *ebpf.Variable `ebpf:"rport_count"`

@@ -69,7 +69,14 @@ func (t *Tracer) Stats() (Stats, error) {
 	if t.final != nil {
 		s = *t.final
 	} else {
-		k, err := t.kernelStats()
+		if t.closed {
+			return Stats{}, errors.New("the trace is closed")
+		}
+		now, err := t.skipped()
+		if err != nil {
+			return Stats{}, err
+		}
+		k, err := t.kernelStats(now)
 		if err != nil {
 			return Stats{}, err
 		}
@@ -89,26 +96,65 @@ func (t *Tracer) Stats() (Stats, error) {
 	return s, nil
 }
 
-// kernelStats reads what the kernel side counted. The caller holds mu.
-func (t *Tracer) kernelStats() (*Stats, error) {
-	if t.closed {
-		return nil, errors.New("the trace is closed")
+// skipped is what the kernel did not run programs for, per kind: main programs
+// (recursion_misses of bpf_prog_info), and of these for events outside of the trace.
+type skipped struct {
+	all, foreign [bpf.ProbesEventKindKIND_MAX]uint64
+}
+
+// skipped reads it as it is now. The caller holds mu.
+func (t *Tracer) skipped() (s skipped, err error) {
+	for _, p := range t.chosen {
+		// What a listener dropped is counted by the kernel: a look that was
+		// skipped is made up for by the next.
+		if p.how == withListener {
+			continue
+		}
+		st, err := t.coll.Programs[p.program].Stats()
+		if err != nil {
+			return s, fmt.Errorf("read the counters of program %s: %w", p.program, err)
+		}
+		s.all[p.kind] += st.RecursionMisses
 	}
-	var perCPU []bpf.ProbesAccount
+	accounts, err := t.accounts()
+	for _, a := range accounts {
+		for k, n := range a.Foreign {
+			s.foreign[k] += n
+		}
+	}
+	return s, err
+}
+
+// since is how many events of the trace were skipped since before.
+func (s *skipped) since(before *skipped) (n uint64) {
+	for k := range s.all {
+		all, foreign := s.all[k]-before.all[k], s.foreign[k]-before.foreign[k]
+		n += all - min(foreign, all)
+	}
+	return n
+}
+
+// accounts reads the counters of each CPU.
+func (t *Tracer) accounts() (perCPU []bpf.ProbesAccount, err error) {
 	if err := t.coll.Maps[bpf.ProbesMapAccounts].Lookup(uint32(0), &perCPU); err != nil {
 		return nil, fmt.Errorf("read the counters: %w", err)
 	}
-	s := &Stats{LostByKind: make(map[Kind]uint64)}
-	foreign := make(map[Kind]uint64)
+	return perCPU, nil
+}
+
+// kernelStats reads what the kernel side counted; now is what was skipped. The caller holds mu.
+func (t *Tracer) kernelStats(now skipped) (*Stats, error) {
+	perCPU, err := t.accounts()
+	if err != nil {
+		return nil, err
+	}
+	s := &Stats{LostByKind: make(map[Kind]uint64), SkippedRecursion: now.since(&t.before)}
 	for _, a := range perCPU {
 		for k, n := range a.Lost {
 			if n > 0 {
 				s.LostByKind[Kind(k)] += n
 				s.LostRing += n
 			}
-		}
-		for k, n := range a.Foreign {
-			foreign[Kind(k)] += n
 		}
 		s.Untracked += a.Untracked
 	}
@@ -123,11 +169,6 @@ func (t *Tracer) kernelStats() (*Stats, error) {
 				return nil, fmt.Errorf("read the counters of program %s: %w", name, err)
 			}
 			s.Programs = append(s.Programs, programStats(name, st))
-			// What a listener dropped is counted by the kernel: a look that was
-			// skipped is made up for by the next.
-			if name == p.program && p.how != withListener {
-				s.SkippedRecursion += st.RecursionMisses - min(foreign[p.kind], st.RecursionMisses)
-			}
 		}
 	}
 	programs, untracked, err := t.enriched.stats()

@@ -53,7 +53,8 @@ type Tracer struct {
 	// are wanted and the kernel shows them.
 	watching, drops bool
 	closed          bool
-	final           *Stats // set by Stop
+	before          skipped // when the recording began
+	final           *Stats  // set by Stop
 
 	stopped chan struct{} // closed by Stop once nothing is written to the rings any more
 	stop    sync.Once
@@ -178,6 +179,22 @@ func (t *Tracer) Start() error {
 			return errors.Join(err, t.detach(nil))
 		}
 	}
+	if err := t.record(true); err != nil {
+		return errors.Join(err, t.detach(nil))
+	}
+	before, err := t.skipped()
+	if err != nil {
+		return errors.Join(err, t.detach(nil))
+	}
+	t.before = before
+	return nil
+}
+
+// record lets the programs begin, or makes them end.
+func (t *Tracer) record(on bool) error {
+	if err := t.coll.Variables[bpf.ProbesVarRecording].Set(on); err != nil {
+		return fmt.Errorf("set recording: %w", err)
+	}
 	return nil
 }
 
@@ -237,10 +254,10 @@ func (t *Tracer) Stop() error {
 	t.stop.Do(func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.stopErr = errors.Join(t.detach(nil), t.enriched.detach())
-		if st, err := t.kernelStats(); err == nil {
-			t.final = st
-		} else {
+		// What is skipped from now on is nobody's loss.
+		skipped, err := t.skipped()
+		t.stopErr = errors.Join(err, t.record(false), t.detach(nil), t.enriched.detach())
+		if t.final, err = t.kernelStats(skipped); err != nil {
 			t.stopErr = errors.Join(t.stopErr, err)
 		}
 		close(t.stopped)
