@@ -60,6 +60,7 @@ func checks() []check {
 		check{groupTrace, "iterators", false, attach(ebpf.AttachTraceIter, "tcp",
 			"a snapshot of the sockets that are there already, TIME_WAITs with their time left included",
 			"what was there before a trace began is seen only from its next event on")},
+		check{groupTrace, "tracefs", false, tracefs},
 		check{groupTrace, "fentry", false, fentry},
 		check{groupTrace, "kprobes", false, kprobes},
 		check{groupTrace, "kernel.bpf_stats_enabled", false, bpfStats},
@@ -398,6 +399,21 @@ func attach(t ebpf.AttachType, target, gives, otherwise string) func(*Machine) F
 			return Finding{Limited, kernelSays(err), otherwise, ""}
 		}
 	}
+}
+
+// tracefs is where the numbers of the tracepoints of system calls are read: bind() that
+// failed shows at no other.
+func tracefs(m *Machine) Finding {
+	const missing = "a bind() that failed is not observable"
+	for _, dir := range []string{"sys/kernel/tracing", "sys/kernel/debug/tracing"} {
+		switch _, err := m.read(dir + "/events/syscalls/sys_exit_bind/id"); {
+		case err == nil:
+			return ok("/"+dir, "a bind() that failed is seen where the system call returns")
+		case errors.Is(err, fs.ErrPermission):
+			return Finding{Limited, "/" + dir + ": " + kernelSays(fileError(err)), missing, "sudo twtrace doctor"}
+		}
+	}
+	return Finding{Limited, "not mounted, or without system calls (CONFIG_FTRACE_SYSCALLS)", missing, "sudo mount -t tracefs tracefs /sys/kernel/tracing"}
 }
 
 // functionFacts are those that no tracepoint shows.
