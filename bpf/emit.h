@@ -137,7 +137,7 @@ static __always_inline void event_end(struct event *e)
  *
  * Whatever interrupts the two leaves the stack as it found it, but for the notes
  * of twins that were skipped themselves: these lie above, and go with the
- * search, or below, where the stack is begun again when they fill it up. Where
+ * search, or below, and are left out when they have filled the stack. Where
  * a tracepoint can be preempted (7.x) a task can move between main program and
  * twin; the copy is then dropped in user space, which knows it by event.call.
  *
@@ -160,8 +160,11 @@ static __always_inline bool handled_by_main(__u64 of, __u32 what, bool twin)
 		return true;
 	top = s->top;
 	if (!twin) {
-		if (top >= TWIN_SLOTS)
-			top = 0;
+		if (top >= TWIN_SLOTS) {
+			for (int i = 0; i < TWIN_DEPTH; i++)
+				s->handled[i] = s->handled[TWIN_SLOTS - TWIN_DEPTH + i];
+			top = TWIN_DEPTH;
+		}
 		n = &s->handled[top & (TWIN_SLOTS - 1)];
 		/* First, so that what interrupts writes above. */
 		*(volatile __u32 *)&s->top = top + 1;

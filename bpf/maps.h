@@ -7,6 +7,7 @@
 #define MAX_SHARED 8  /* listeners of one port that are watched (SO_REUSEPORT) */
 #define MAX_FRAMES 32 /* power of two: the search masks its index */
 #define TWIN_SLOTS 32 /* power of two */
+#define TWIN_DEPTH 8  /* as deep as interrupts go */
 
 /*
  * Constants that user space writes before load.

@@ -78,20 +78,13 @@ static __always_inline void begin_search(__u64 cookie)
 /* The owner, at the changes of state that show one; NULL at the others. */
 static __always_inline struct owner *owner_at(struct owner *o, struct sock *sk, int old, int new)
 {
-	struct owner *listener;
-
 	if (old == TCP_CLOSE && (new == TCP_SYN_SENT || new == TCP_LISTEN)) {
 		owner_of_task(o, bpf_get_current_task_btf(), sk->sk_cgrp_data.cgroup->kn->id);
 		return o;
 	}
 	if ((old == TCP_SYN_RECV && new == TCP_ESTABLISHED) ||
-	    (old == TCP_LISTEN && new == TCP_SYN_RECV)) {
-		listener = bpf_sk_storage_get(&owners, sk, NULL, 0);
-		if (listener) {
-			__builtin_memcpy(o, listener, sizeof(*o));
-			return o;
-		}
-	}
+	    (old == TCP_LISTEN && new == TCP_SYN_RECV))
+		return bpf_sk_storage_get(&owners, sk, NULL, 0);
 	return NULL;
 }
 
@@ -152,7 +145,7 @@ static __always_inline int handle_state(void *ctx, struct sock *sk, int old, int
 	asked_for = passes(sk->__sk_common.skc_family, f.local_port, f.peer_port);
 	if (by_owner() && asked_for) {
 		if (f.owner)
-			asked_for = is_wanted_owner(&own, sk);
+			asked_for = is_wanted_owner(f.owner, sk);
 		else
 			asked_for = is_selected(f.cookie);
 		if (f.owner && asked_for && f.cookie)
