@@ -63,6 +63,9 @@ type scene struct {
 
 	events []Event // what Read has handed over
 	stats  Stats   // complete once finish has returned
+
+	witness *evidence           // nil where the kernel allows none
+	atOnce  map[tcp.Cookie]bool // see madeAtOnce
 }
 
 // conn is a connection, with the names that user space knows it by.
@@ -116,6 +119,7 @@ func newScene(t *testing.T, o setup) *scene {
 		s.before[ns] = s.counters(ns)
 	}
 	s.trace = open(t, opts)
+	s.summon()
 	if err := s.trace.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -567,11 +571,13 @@ func (s *scene) finish() {
 		left[ns] = s.minisocks(ns)
 		s.counted[ns] = s.counters(ns).Sub(s.before[ns])
 	}
+	s.testify()
 	s.stop()
 	for _, ns := range s.traced {
 		s.compareCounters(ns)
 		s.compareMinisocks(ns, left[ns])
 	}
+	s.compareOracle()
 	s.checkStream()
 	s.checkTuples()
 	s.checkAccount()

@@ -61,6 +61,7 @@ func TestPurge(t *testing.T) {
 				s.drain()
 				return len(s.ofKind(tcp.KindTWEnd)) >= len(left)
 			})
+			s.testify()
 			s.stop()
 			for _, ev := range s.ended(tcp.CausePurged) {
 				if !left[ev.Cookie] {
@@ -71,6 +72,7 @@ func TestPurge(t *testing.T) {
 			if len(left) > 0 {
 				t.Errorf("not purged: %v\n%s", left, s.list())
 			}
+			s.compareOracle()
 			s.checkStream()
 			s.checkTuples()
 			s.checkAccount()

@@ -34,6 +34,17 @@ type test struct {
 	output  string
 }
 
+// testimony is what tracer's tests log about a comparison with internal/oracle.
+var testimony = regexp.MustCompile(`oracle: (\d+ of \d+) facts agree(?:; (.*))?`)
+
+// oracle returns how many facts the oracle agreed on, and what it had to say besides.
+func (t test) oracle() (facts, words string) {
+	if m := testimony.FindStringSubmatch(t.output); m != nil {
+		return m[1], m[2]
+	}
+	return "", ""
+}
+
 // result is what became of a job.
 type result struct {
 	job     job
