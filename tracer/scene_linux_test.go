@@ -56,6 +56,8 @@ type scene struct {
 	stillOpen int
 	// noPort are the sockets whose connect() failed with EADDRNOTAVAIL.
 	noPort []tcp.Cookie
+	// own is a socket that is nobody's client.
+	own tcp.Cookie
 	// mapped: clients are IPv6 sockets that speak IPv4.
 	mapped bool
 	// busy: a loss is no failure, if the account explains what is missing.
@@ -299,6 +301,13 @@ func (s *scene) abort(fd int) {
 	s.close(fd)
 }
 
+// vanish closes without a word to the peer (TCP_REPAIR).
+func (s *scene) vanish(fd int) {
+	s.Helper()
+	s.must("TCP_REPAIR", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1))
+	s.close(fd)
+}
+
 func (s *scene) write(fd int) {
 	s.Helper()
 	_, err := unix.Write(fd, []byte{1})
@@ -438,9 +447,24 @@ func (s *scene) settle() {
 		}
 		return n == s.stillOpen
 	})
+	s.afterSoftirqs()
+}
+
+// afterSoftirqs waits until what is under way in softirqs is done.
+func (s *scene) afterSoftirqs() {
+	s.Helper()
 	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, 1, 0, 0); errno != 0 {
 		s.Fatalf("membarrier: %v", errno)
 	}
+}
+
+// awaitDrop waits until the server's counter of drops has risen, and the trace has had
+// its look at the listener's queues, which is a moment later.
+func (s *scene) awaitDrop(counter string) {
+	s.Helper()
+	server := s.lab.Server()
+	s.await("a drop", func() bool { return s.counters(server).Sub(s.before[server])[counter] > 0 })
+	s.afterSoftirqs()
 }
 
 func (s *scene) namespaces() []*netlab.Namespace {

@@ -15,7 +15,7 @@ import (
 
 type objectCounts struct {
 	_       structs.HostLayout
-	Facts   [24]uint64
+	Facts   [25]uint64
 	Changes [256]uint64
 }
 
@@ -50,61 +50,65 @@ const (
 	objectFactFACT_FOUR_TUPLE_BUSY   objectFact = 19
 	objectFactFACT_BIND_FAILED       objectFact = 20
 	objectFactFACT_DROP_ACCEPT_QUEUE objectFact = 21
-	objectFactFACT_DROP_SYN_QUEUE    objectFact = 22
-	objectFactFACT_DROP_OTHER        objectFact = 23
-	objectFactNR_FACTS               objectFact = 24
+	objectFactFACT_DROP_LAST_ACK     objectFact = 22
+	objectFactFACT_DROP_SYN_QUEUE    objectFact = 23
+	objectFactFACT_DROP_OTHER        objectFact = 24
+	objectFactNR_FACTS               objectFact = 25
 )
 
-type objectListener struct {
+type objectHere struct {
 	_          structs.HostLayout
 	AcceptFull bool
 	SynFull    bool
 	Answered   bool
+	Inner      bool
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	objectMapDoomed         = "doomed"
-	objectMapListeners      = "listeners"
-	objectMapPurging        = "purging"
-	objectMapWatched        = "watched"
-	objectProgAck4          = "ack4"
-	objectProgAck4Done      = "ack4_done"
-	objectProgAck6          = "ack6"
-	objectProgAck6Done      = "ack6_done"
-	objectProgBind4         = "bind4"
-	objectProgBind6         = "bind6"
-	objectProgConnect4      = "connect4"
-	objectProgConnect6      = "connect6"
-	objectProgErrorReported = "error_reported"
-	objectProgFinReceived   = "fin_received"
-	objectProgFinSent       = "fin_sent"
-	objectProgPurgeBegins   = "purge_begins"
-	objectProgPurgeEnds     = "purge_ends"
-	objectProgRetransmitted = "retransmitted"
-	objectProgRstActive     = "rst_active"
-	objectProgRstAnswer4    = "rst_answer4"
-	objectProgRstAnswer6    = "rst_answer6"
-	objectProgRstReceived   = "rst_received"
-	objectProgStateSet      = "state_set"
-	objectProgStateStore    = "state_store"
-	objectProgSyn           = "syn"
-	objectProgSynCookie4    = "syn_cookie4"
-	objectProgSynCookie6    = "syn_cookie6"
-	objectProgSynDone       = "syn_done"
-	objectProgSynQueued     = "syn_queued"
-	objectProgSynackAgain   = "synack_again"
-	objectProgTwAborted     = "tw_aborted"
-	objectProgTwEnds        = "tw_ends"
-	objectProgTwExpires     = "tw_expires"
-	objectProgTwMade        = "tw_made"
-	objectProgTwSegment     = "tw_segment"
-	objectProgTwSegmentDone = "tw_segment_done"
-	objectProgTwUnique      = "tw_unique"
-	objectVarUnusedCounts   = "unused_counts"
-	objectVarUnusedFact     = "unused_fact"
+	objectMapCpus                = "cpus"
+	objectMapDoomed              = "doomed"
+	objectMapPurging             = "purging"
+	objectMapWatched             = "watched"
+	objectProgAck4               = "ack4"
+	objectProgAck4Done           = "ack4_done"
+	objectProgAck6               = "ack6"
+	objectProgAck6Done           = "ack6_done"
+	objectProgBind4              = "bind4"
+	objectProgBind6              = "bind6"
+	objectProgConnect4           = "connect4"
+	objectProgConnect6           = "connect6"
+	objectProgErrorReported      = "error_reported"
+	objectProgFinReceived        = "fin_received"
+	objectProgFinSent            = "fin_sent"
+	objectProgPurgeBegins        = "purge_begins"
+	objectProgPurgeEnds          = "purge_ends"
+	objectProgRetransmits        = "retransmits"
+	objectProgRetransmitted      = "retransmitted"
+	objectProgRetransmittedInner = "retransmitted_inner"
+	objectProgRstActive          = "rst_active"
+	objectProgRstAnswer4         = "rst_answer4"
+	objectProgRstAnswer6         = "rst_answer6"
+	objectProgRstReceived        = "rst_received"
+	objectProgStateSet           = "state_set"
+	objectProgStateStore         = "state_store"
+	objectProgSyn                = "syn"
+	objectProgSynCookie4         = "syn_cookie4"
+	objectProgSynCookie6         = "syn_cookie6"
+	objectProgSynDone            = "syn_done"
+	objectProgSynQueued          = "syn_queued"
+	objectProgSynackAgain        = "synack_again"
+	objectProgTwAborted          = "tw_aborted"
+	objectProgTwEnds             = "tw_ends"
+	objectProgTwExpires          = "tw_expires"
+	objectProgTwMade             = "tw_made"
+	objectProgTwSegment          = "tw_segment"
+	objectProgTwSegmentDone      = "tw_segment_done"
+	objectProgTwUnique           = "tw_unique"
+	objectVarUnusedCounts        = "unused_counts"
+	objectVarUnusedFact          = "unused_fact"
 )
 
 // loadObject returns the embedded CollectionSpec for object.
@@ -149,49 +153,51 @@ type objectSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectProgramSpecs struct {
-	Ack4          *ebpf.ProgramSpec `ebpf:"ack4"`
-	Ack4Done      *ebpf.ProgramSpec `ebpf:"ack4_done"`
-	Ack6          *ebpf.ProgramSpec `ebpf:"ack6"`
-	Ack6Done      *ebpf.ProgramSpec `ebpf:"ack6_done"`
-	Bind4         *ebpf.ProgramSpec `ebpf:"bind4"`
-	Bind6         *ebpf.ProgramSpec `ebpf:"bind6"`
-	Connect4      *ebpf.ProgramSpec `ebpf:"connect4"`
-	Connect6      *ebpf.ProgramSpec `ebpf:"connect6"`
-	ErrorReported *ebpf.ProgramSpec `ebpf:"error_reported"`
-	FinReceived   *ebpf.ProgramSpec `ebpf:"fin_received"`
-	FinSent       *ebpf.ProgramSpec `ebpf:"fin_sent"`
-	PurgeBegins   *ebpf.ProgramSpec `ebpf:"purge_begins"`
-	PurgeEnds     *ebpf.ProgramSpec `ebpf:"purge_ends"`
-	Retransmitted *ebpf.ProgramSpec `ebpf:"retransmitted"`
-	RstActive     *ebpf.ProgramSpec `ebpf:"rst_active"`
-	RstAnswer4    *ebpf.ProgramSpec `ebpf:"rst_answer4"`
-	RstAnswer6    *ebpf.ProgramSpec `ebpf:"rst_answer6"`
-	RstReceived   *ebpf.ProgramSpec `ebpf:"rst_received"`
-	StateSet      *ebpf.ProgramSpec `ebpf:"state_set"`
-	StateStore    *ebpf.ProgramSpec `ebpf:"state_store"`
-	Syn           *ebpf.ProgramSpec `ebpf:"syn"`
-	SynCookie4    *ebpf.ProgramSpec `ebpf:"syn_cookie4"`
-	SynCookie6    *ebpf.ProgramSpec `ebpf:"syn_cookie6"`
-	SynDone       *ebpf.ProgramSpec `ebpf:"syn_done"`
-	SynQueued     *ebpf.ProgramSpec `ebpf:"syn_queued"`
-	SynackAgain   *ebpf.ProgramSpec `ebpf:"synack_again"`
-	TwAborted     *ebpf.ProgramSpec `ebpf:"tw_aborted"`
-	TwEnds        *ebpf.ProgramSpec `ebpf:"tw_ends"`
-	TwExpires     *ebpf.ProgramSpec `ebpf:"tw_expires"`
-	TwMade        *ebpf.ProgramSpec `ebpf:"tw_made"`
-	TwSegment     *ebpf.ProgramSpec `ebpf:"tw_segment"`
-	TwSegmentDone *ebpf.ProgramSpec `ebpf:"tw_segment_done"`
-	TwUnique      *ebpf.ProgramSpec `ebpf:"tw_unique"`
+	Ack4               *ebpf.ProgramSpec `ebpf:"ack4"`
+	Ack4Done           *ebpf.ProgramSpec `ebpf:"ack4_done"`
+	Ack6               *ebpf.ProgramSpec `ebpf:"ack6"`
+	Ack6Done           *ebpf.ProgramSpec `ebpf:"ack6_done"`
+	Bind4              *ebpf.ProgramSpec `ebpf:"bind4"`
+	Bind6              *ebpf.ProgramSpec `ebpf:"bind6"`
+	Connect4           *ebpf.ProgramSpec `ebpf:"connect4"`
+	Connect6           *ebpf.ProgramSpec `ebpf:"connect6"`
+	ErrorReported      *ebpf.ProgramSpec `ebpf:"error_reported"`
+	FinReceived        *ebpf.ProgramSpec `ebpf:"fin_received"`
+	FinSent            *ebpf.ProgramSpec `ebpf:"fin_sent"`
+	PurgeBegins        *ebpf.ProgramSpec `ebpf:"purge_begins"`
+	PurgeEnds          *ebpf.ProgramSpec `ebpf:"purge_ends"`
+	Retransmits        *ebpf.ProgramSpec `ebpf:"retransmits"`
+	Retransmitted      *ebpf.ProgramSpec `ebpf:"retransmitted"`
+	RetransmittedInner *ebpf.ProgramSpec `ebpf:"retransmitted_inner"`
+	RstActive          *ebpf.ProgramSpec `ebpf:"rst_active"`
+	RstAnswer4         *ebpf.ProgramSpec `ebpf:"rst_answer4"`
+	RstAnswer6         *ebpf.ProgramSpec `ebpf:"rst_answer6"`
+	RstReceived        *ebpf.ProgramSpec `ebpf:"rst_received"`
+	StateSet           *ebpf.ProgramSpec `ebpf:"state_set"`
+	StateStore         *ebpf.ProgramSpec `ebpf:"state_store"`
+	Syn                *ebpf.ProgramSpec `ebpf:"syn"`
+	SynCookie4         *ebpf.ProgramSpec `ebpf:"syn_cookie4"`
+	SynCookie6         *ebpf.ProgramSpec `ebpf:"syn_cookie6"`
+	SynDone            *ebpf.ProgramSpec `ebpf:"syn_done"`
+	SynQueued          *ebpf.ProgramSpec `ebpf:"syn_queued"`
+	SynackAgain        *ebpf.ProgramSpec `ebpf:"synack_again"`
+	TwAborted          *ebpf.ProgramSpec `ebpf:"tw_aborted"`
+	TwEnds             *ebpf.ProgramSpec `ebpf:"tw_ends"`
+	TwExpires          *ebpf.ProgramSpec `ebpf:"tw_expires"`
+	TwMade             *ebpf.ProgramSpec `ebpf:"tw_made"`
+	TwSegment          *ebpf.ProgramSpec `ebpf:"tw_segment"`
+	TwSegmentDone      *ebpf.ProgramSpec `ebpf:"tw_segment_done"`
+	TwUnique           *ebpf.ProgramSpec `ebpf:"tw_unique"`
 }
 
 // objectMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type objectMapSpecs struct {
-	Doomed    *ebpf.MapSpec `ebpf:"doomed"`
-	Listeners *ebpf.MapSpec `ebpf:"listeners"`
-	Purging   *ebpf.MapSpec `ebpf:"purging"`
-	Watched   *ebpf.MapSpec `ebpf:"watched"`
+	Cpus    *ebpf.MapSpec `ebpf:"cpus"`
+	Doomed  *ebpf.MapSpec `ebpf:"doomed"`
+	Purging *ebpf.MapSpec `ebpf:"purging"`
+	Watched *ebpf.MapSpec `ebpf:"watched"`
 }
 
 // objectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -222,16 +228,16 @@ func (o *objectObjects) Close() error {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectMaps struct {
-	Doomed    *ebpf.Map `ebpf:"doomed"`
-	Listeners *ebpf.Map `ebpf:"listeners"`
-	Purging   *ebpf.Map `ebpf:"purging"`
-	Watched   *ebpf.Map `ebpf:"watched"`
+	Cpus    *ebpf.Map `ebpf:"cpus"`
+	Doomed  *ebpf.Map `ebpf:"doomed"`
+	Purging *ebpf.Map `ebpf:"purging"`
+	Watched *ebpf.Map `ebpf:"watched"`
 }
 
 func (m *objectMaps) Close() error {
 	return _ObjectClose(
+		m.Cpus,
 		m.Doomed,
-		m.Listeners,
 		m.Purging,
 		m.Watched,
 	)
@@ -249,39 +255,41 @@ type objectVariables struct {
 //
 // It can be passed to loadObjectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type objectPrograms struct {
-	Ack4          *ebpf.Program `ebpf:"ack4"`
-	Ack4Done      *ebpf.Program `ebpf:"ack4_done"`
-	Ack6          *ebpf.Program `ebpf:"ack6"`
-	Ack6Done      *ebpf.Program `ebpf:"ack6_done"`
-	Bind4         *ebpf.Program `ebpf:"bind4"`
-	Bind6         *ebpf.Program `ebpf:"bind6"`
-	Connect4      *ebpf.Program `ebpf:"connect4"`
-	Connect6      *ebpf.Program `ebpf:"connect6"`
-	ErrorReported *ebpf.Program `ebpf:"error_reported"`
-	FinReceived   *ebpf.Program `ebpf:"fin_received"`
-	FinSent       *ebpf.Program `ebpf:"fin_sent"`
-	PurgeBegins   *ebpf.Program `ebpf:"purge_begins"`
-	PurgeEnds     *ebpf.Program `ebpf:"purge_ends"`
-	Retransmitted *ebpf.Program `ebpf:"retransmitted"`
-	RstActive     *ebpf.Program `ebpf:"rst_active"`
-	RstAnswer4    *ebpf.Program `ebpf:"rst_answer4"`
-	RstAnswer6    *ebpf.Program `ebpf:"rst_answer6"`
-	RstReceived   *ebpf.Program `ebpf:"rst_received"`
-	StateSet      *ebpf.Program `ebpf:"state_set"`
-	StateStore    *ebpf.Program `ebpf:"state_store"`
-	Syn           *ebpf.Program `ebpf:"syn"`
-	SynCookie4    *ebpf.Program `ebpf:"syn_cookie4"`
-	SynCookie6    *ebpf.Program `ebpf:"syn_cookie6"`
-	SynDone       *ebpf.Program `ebpf:"syn_done"`
-	SynQueued     *ebpf.Program `ebpf:"syn_queued"`
-	SynackAgain   *ebpf.Program `ebpf:"synack_again"`
-	TwAborted     *ebpf.Program `ebpf:"tw_aborted"`
-	TwEnds        *ebpf.Program `ebpf:"tw_ends"`
-	TwExpires     *ebpf.Program `ebpf:"tw_expires"`
-	TwMade        *ebpf.Program `ebpf:"tw_made"`
-	TwSegment     *ebpf.Program `ebpf:"tw_segment"`
-	TwSegmentDone *ebpf.Program `ebpf:"tw_segment_done"`
-	TwUnique      *ebpf.Program `ebpf:"tw_unique"`
+	Ack4               *ebpf.Program `ebpf:"ack4"`
+	Ack4Done           *ebpf.Program `ebpf:"ack4_done"`
+	Ack6               *ebpf.Program `ebpf:"ack6"`
+	Ack6Done           *ebpf.Program `ebpf:"ack6_done"`
+	Bind4              *ebpf.Program `ebpf:"bind4"`
+	Bind6              *ebpf.Program `ebpf:"bind6"`
+	Connect4           *ebpf.Program `ebpf:"connect4"`
+	Connect6           *ebpf.Program `ebpf:"connect6"`
+	ErrorReported      *ebpf.Program `ebpf:"error_reported"`
+	FinReceived        *ebpf.Program `ebpf:"fin_received"`
+	FinSent            *ebpf.Program `ebpf:"fin_sent"`
+	PurgeBegins        *ebpf.Program `ebpf:"purge_begins"`
+	PurgeEnds          *ebpf.Program `ebpf:"purge_ends"`
+	Retransmits        *ebpf.Program `ebpf:"retransmits"`
+	Retransmitted      *ebpf.Program `ebpf:"retransmitted"`
+	RetransmittedInner *ebpf.Program `ebpf:"retransmitted_inner"`
+	RstActive          *ebpf.Program `ebpf:"rst_active"`
+	RstAnswer4         *ebpf.Program `ebpf:"rst_answer4"`
+	RstAnswer6         *ebpf.Program `ebpf:"rst_answer6"`
+	RstReceived        *ebpf.Program `ebpf:"rst_received"`
+	StateSet           *ebpf.Program `ebpf:"state_set"`
+	StateStore         *ebpf.Program `ebpf:"state_store"`
+	Syn                *ebpf.Program `ebpf:"syn"`
+	SynCookie4         *ebpf.Program `ebpf:"syn_cookie4"`
+	SynCookie6         *ebpf.Program `ebpf:"syn_cookie6"`
+	SynDone            *ebpf.Program `ebpf:"syn_done"`
+	SynQueued          *ebpf.Program `ebpf:"syn_queued"`
+	SynackAgain        *ebpf.Program `ebpf:"synack_again"`
+	TwAborted          *ebpf.Program `ebpf:"tw_aborted"`
+	TwEnds             *ebpf.Program `ebpf:"tw_ends"`
+	TwExpires          *ebpf.Program `ebpf:"tw_expires"`
+	TwMade             *ebpf.Program `ebpf:"tw_made"`
+	TwSegment          *ebpf.Program `ebpf:"tw_segment"`
+	TwSegmentDone      *ebpf.Program `ebpf:"tw_segment_done"`
+	TwUnique           *ebpf.Program `ebpf:"tw_unique"`
 }
 
 func (p *objectPrograms) Close() error {
@@ -299,7 +307,9 @@ func (p *objectPrograms) Close() error {
 		p.FinSent,
 		p.PurgeBegins,
 		p.PurgeEnds,
+		p.Retransmits,
 		p.Retransmitted,
+		p.RetransmittedInner,
 		p.RstActive,
 		p.RstAnswer4,
 		p.RstAnswer6,

@@ -53,7 +53,8 @@ enum fact {
 	FACT_PORT_SEARCH,
 	FACT_FOUR_TUPLE_BUSY,
 	FACT_BIND_FAILED,
-	FACT_DROP_ACCEPT_QUEUE,
+	FACT_DROP_ACCEPT_QUEUE, /* a SYN */
+	FACT_DROP_LAST_ACK,	/* by the accept queue */
 	FACT_DROP_SYN_QUEUE,
 	FACT_DROP_OTHER,
 	NR_FACTS,
@@ -97,19 +98,27 @@ struct {
 	__type(value, __u64);
 } purging SEC(".maps");
 
-/* What a listener is doing on this CPU, in a softirq, which none interrupts. */
-struct listener {
-	bool accept_full;
+/* What this CPU is doing. A listener works in a softirq, which none interrupts. */
+struct here {
+	bool accept_full; /* the listener's queues, as it is given a segment */
 	bool syn_full;
-	bool answered;
+	bool answered; /* the listener has */
+	bool inner;    /* __tcp_retransmit_skb() was called, and not inlined */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct listener);
-} listeners SEC(".maps");
+	__type(value, struct here);
+} cpus SEC(".maps");
+
+static __always_inline struct here *this_cpu(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&cpus, &zero);
+}
 
 static __always_inline void count(__u64 netns, __u32 fact)
 {
@@ -138,10 +147,11 @@ static __always_inline int count_change(const struct sock *sk, __u32 new)
 {
 	__u64 netns = netns_of(sk);
 	struct counts *c = bpf_map_lookup_elem(&watched, &netns);
-	__u32 old = sk->__sk_common.skc_state;
+	__u32 change = sk->__sk_common.skc_state * STATES + new;
 
-	if (c && sk->sk_protocol == IPPROTO_TCP)
-		__sync_fetch_and_add(&c->changes[(old & 15) * STATES + (new & 15)], 1);
+	barrier_var(change); /* 6.1's verifier wants the limit in one place */
+	if (c && sk->sk_protocol == IPPROTO_TCP && change < STATES * STATES)
+		__sync_fetch_and_add(&c->changes[change], 1);
 	return 0;
 }
 
@@ -179,10 +189,38 @@ int BPF_PROG(rst_received, struct sock *sk)
 	return 0;
 }
 
+/*
+ * Compilers put the whole of __tcp_retransmit_skb() into tcp_retransmit_skb() (6.1), which
+ * then counts by itself. A loss probe that such a kernel sends is not counted.
+ */
+SEC("fentry/tcp_retransmit_skb")
+int BPF_PROG(retransmits)
+{
+	struct here *h = this_cpu();
+
+	if (h)
+		h->inner = false;
+	return 0;
+}
+
 SEC("fexit/__tcp_retransmit_skb")
+int BPF_PROG(retransmitted_inner, struct sock *sk)
+{
+	struct here *h = this_cpu();
+
+	if (h)
+		h->inner = true;
+	if (returned(ctx) == 0)
+		count(netns_of(sk), FACT_RETRANSMIT);
+	return 0;
+}
+
+SEC("fexit/tcp_retransmit_skb")
 int BPF_PROG(retransmitted, struct sock *sk)
 {
-	if (returned(ctx) == 0)
+	struct here *h = this_cpu();
+
+	if (h && !h->inner && returned(ctx) == 0)
 		count(netns_of(sk), FACT_RETRANSMIT);
 	return 0;
 }
@@ -412,28 +450,21 @@ int BPF_PROG(bind6, struct socket *sock)
 
 /* What a listener drops. */
 
-static __always_inline struct listener *this_listener(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&listeners, &zero);
-}
-
 /* As the kernel is about to ask, in its order (net/ipv4/tcp_input.c, tcp_conn_request). */
 static __always_inline int queues(const struct sock *sk)
 {
 	const struct inet_connection_sock *icsk = (const void *)sk;
 	struct net *net = sk->__sk_common.skc_net.net;
-	struct listener *l = this_listener();
+	struct here *h = this_cpu();
 	__u32 max = sk->sk_max_ack_backlog;
 	int waiting = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
 	int limit = net->ipv4.sysctl_max_syn_backlog;
 
-	if (!l)
+	if (!h)
 		return 0;
-	l->answered = false;
-	l->accept_full = sk->sk_ack_backlog > max;
-	l->syn_full = !net->ipv4.sysctl_tcp_syncookies &&
+	h->answered = false;
+	h->accept_full = sk->sk_ack_backlog > max;
+	h->syn_full = !net->ipv4.sysctl_tcp_syncookies &&
 		      ((__u32)waiting > max || limit - waiting < limit >> 2);
 	return 0;
 }
@@ -446,10 +477,10 @@ int BPF_PROG(syn, void *ops, void *af_ops, struct sock *sk)
 
 static __always_inline int answered(void)
 {
-	struct listener *l = this_listener();
+	struct here *h = this_cpu();
 
-	if (l)
-		l->answered = true;
+	if (h)
+		h->answered = true;
 	return 0;
 }
 
@@ -474,16 +505,17 @@ int BPF_PROG(syn_cookie6)
 SEC("fexit/tcp_conn_request")
 int BPF_PROG(syn_done, void *ops, void *af_ops, struct sock *sk)
 {
-	struct listener *l = this_listener();
+	struct here *h = this_cpu();
 
-	if (!l || l->answered)
+	if (!h || h->answered)
 		return 0;
-	count(netns_of(sk), l->syn_full	     ? FACT_DROP_SYN_QUEUE
-			    : l->accept_full ? FACT_DROP_ACCEPT_QUEUE
+	count(netns_of(sk), h->syn_full	     ? FACT_DROP_SYN_QUEUE
+			    : h->accept_full ? FACT_DROP_ACCEPT_QUEUE
 					     : FACT_DROP_OTHER);
 	return 0;
 }
 
+/* Seven arguments: not before 6.6. */
 SEC("fentry/tcp_v4_syn_recv_sock")
 int BPF_PROG(ack4, struct sock *sk)
 {
@@ -499,12 +531,12 @@ int BPF_PROG(ack6, struct sock *sk)
 /* No child: only a full queue is what is looked for, and not a second ACK with one cookie. */
 static __always_inline int ack_done(void *ctx, const struct sock *sk)
 {
-	struct listener *l = this_listener();
+	struct here *h = this_cpu();
 	__u64 child = 0;
 
 	bpf_get_func_ret(ctx, &child);
-	if (!child && l && l->accept_full)
-		count(netns_of(sk), FACT_DROP_ACCEPT_QUEUE);
+	if (!child && h && h->accept_full)
+		count(netns_of(sk), FACT_DROP_LAST_ACK);
 	return 0;
 }
 

@@ -26,7 +26,8 @@ const (
 	PortSearch       = Fact(objectFactFACT_PORT_SEARCH)       // a connect() that found no port
 	FourTupleBusy    = Fact(objectFactFACT_FOUR_TUPLE_BUSY)   // a connect() whose port was taken
 	BindFailed       = Fact(objectFactFACT_BIND_FAILED)       //
-	DropAcceptQueue  = Fact(objectFactFACT_DROP_ACCEPT_QUEUE) // by a listener: a SYN, or the last ACK
+	DropAcceptQueue  = Fact(objectFactFACT_DROP_ACCEPT_QUEUE) // by a listener: a SYN
+	DropLastACK      = Fact(objectFactFACT_DROP_LAST_ACK)     // by a listener whose accept queue was full
 	DropSynQueue     = Fact(objectFactFACT_DROP_SYN_QUEUE)    // by a listener: a SYN
 	DropOther        = Fact(objectFactFACT_DROP_OTHER)        // by a listener: a SYN
 	StateChange      = Fact(objectFactNR_FACTS)               // of a full socket; see Counts.Changes
@@ -40,7 +41,7 @@ var factNames = [numFacts]string{
 	Expired: "expired", Reused: "reused by connect", Replaced: "replaced by SYN", Killed: "killed by RST",
 	Purged: "purged", Destroyed: "destroyed", EndedOtherwise: "ended otherwise",
 	PortSearch: "port search failed", FourTupleBusy: "four-tuple busy", BindFailed: "bind failed",
-	DropAcceptQueue: "accept queue full", DropSynQueue: "SYN queue full", DropOther: "other drop",
+	DropAcceptQueue: "accept queue full", DropLastACK: "last ACK dropped", DropSynQueue: "SYN queue full", DropOther: "other drop",
 	StateChange: "state change",
 }
 
@@ -62,6 +63,8 @@ var programs = []struct {
 	{"fin_sent", []Fact{FinSent}},
 	{"fin_received", []Fact{FinReceived}},
 	{"rst_received", []Fact{RstReceived}},
+	{"retransmits", []Fact{Retransmit}},
+	{"retransmitted_inner", []Fact{Retransmit}},
 	{"retransmitted", []Fact{Retransmit}},
 	{"synack_again", []Fact{SynAckRetransmit}},
 	{"error_reported", []Fact{ErrorReport}},
@@ -86,8 +89,8 @@ var programs = []struct {
 	{"syn_cookie4", synDrops},
 	{"syn_cookie6", synDrops},
 	{"syn_done", synDrops},
-	{"ack4", []Fact{DropAcceptQueue}},
-	{"ack4_done", []Fact{DropAcceptQueue}},
-	{"ack6", []Fact{DropAcceptQueue}},
-	{"ack6_done", []Fact{DropAcceptQueue}},
+	{"ack4", []Fact{DropLastACK}},
+	{"ack4_done", []Fact{DropLastACK}},
+	{"ack6", []Fact{DropLastACK}},
+	{"ack6_done", []Fact{DropLastACK}},
 }

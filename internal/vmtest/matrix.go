@@ -108,8 +108,8 @@ func testCell(t test, notes *notes) string {
 	if t.verdict != success {
 		cell += notes.mark(t.reason)
 	}
-	if words != "" {
-		cell += notes.mark(words)
+	for _, w := range words {
+		cell += notes.mark(w)
 	}
 	return cell
 }

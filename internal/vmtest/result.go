@@ -34,15 +34,21 @@ type test struct {
 	output  string
 }
 
-// testimony is what tracer's tests log about a comparison with internal/oracle.
-var testimony = regexp.MustCompile(`oracle: (\d+ of \d+) facts agree(?:; (.*))?`)
+// What tracer's tests log about internal/oracle.
+var (
+	testimony    = regexp.MustCompile(`oracle: (\d+ of \d+) facts agree(?:; (.*))?`)
+	notWitnessed = regexp.MustCompile(`oracle: (not witnessed: .*)`)
+)
 
-// oracle returns how many facts the oracle agreed on, and what it had to say besides.
-func (t test) oracle() (facts, words string) {
+// oracle returns how many facts the oracle agreed on, and what there is to say besides.
+func (t test) oracle() (facts string, words []string) {
 	if m := testimony.FindStringSubmatch(t.output); m != nil {
-		return m[1], m[2]
+		facts, words = m[1], m[2:]
 	}
-	return "", ""
+	if m := notWitnessed.FindStringSubmatch(t.output); m != nil {
+		words = append(words, m[1])
+	}
+	return facts, slices.DeleteFunc(words, func(w string) bool { return w == "" })
 }
 
 // result is what became of a job.
