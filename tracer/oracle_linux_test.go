@@ -12,6 +12,7 @@ import (
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/oracle"
 	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/testenv"
 )
 
 // theOracle is attached once and stays: what it counts is asked for by namespace.
@@ -240,9 +241,10 @@ func (s *scene) side(ns *netlab.Namespace) string {
 // TestOracle: the oracle counts what happens, forgets what it is told to, and says what
 // this kernel does not let it see.
 func TestOracle(t *testing.T) {
+	testenv.Require(t, testenv.Fentry)
 	s := newScene(t, setup{})
 	if s.witness == nil {
-		t.Skip("this kernel refuses fentry (EPERM)")
+		t.Fatal("this kernel refuses the oracle")
 	}
 	c := s.dial(0)
 	s.closeFirst(c.client, c.server)
