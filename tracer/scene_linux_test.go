@@ -655,7 +655,9 @@ var accounts = []struct {
 	{[]string{"Tcp.ActiveOpens"}, tcp.FactState, is(tcp.SynSent, tcp.Close)},
 	// tcp_create_openreq_child.
 	{[]string{"Tcp.PassiveOpens"}, tcp.FactState, is(tcp.SynRecv, tcp.Listen)},
-	// tcp_done; a connect that failed inside the kernel does not get there.
+	// tcp_done; a connect that failed inside the kernel does not get there, nor does the
+	// second child of a handshake whose ACK and data two CPUs have at once
+	// (inet_ehash_nolisten; once in TestStress on 6.1).
 	{[]string{"Tcp.AttemptFails"}, tcp.FactState, is(tcp.Close, tcp.SynSent, tcp.SynRecv)},
 }
 
@@ -678,6 +680,9 @@ func (s *scene) compareCounters(ns *netlab.Namespace) {
 		n := uint64(len(got))
 		if row.counters[0] == "Tcp.ActiveOpens" || row.counters[0] == "Tcp.AttemptFails" {
 			n -= uint64(len(noSegment))
+		}
+		if row.counters[0] == "Tcp.AttemptFails" && s.busy {
+			n = max(min(n, want), n-s.numberOf(ns, change(move{tcp.SynRecv, tcp.Close})))
 		}
 		if !s.same(n, want) {
 			s.Errorf("%v is %d, the trace has %d", row.counters, want, n)
