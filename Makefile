@@ -41,16 +41,16 @@ race: ## the same under the race detector
 
 lint: ## formatting, vet and the linters, the import rule among them
 	@test -z "$$($(GO) list -f '{{.Dir}}' ./... | xargs gofmt -l)" || { echo "run gofmt -w ."; exit 1; }
-	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h
+	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h internal/oracle/*.c
 	$(GO) vet ./...
 	$(LINT) run ./...
 
 generate: ## BPF objects and their Go side, with the pinned clang
 	$(CLANG) --version | head -n 1
-	$(GO) generate ./bpf
+	$(GO) generate ./bpf ./internal/oracle
 
 check-generated: generate ## what is committed is what the compiler makes
-	git diff --exit-code -- bpf
+	git diff --exit-code -- bpf internal/oracle
 
 cross: ## arm64, and a post-mortem's packages on other systems
 	GOOS=linux GOARCH=arm64 $(GO) build ./...

@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/netlab"
@@ -104,10 +105,7 @@ var scenarios = []scenario{
 			second := s.socket(s.lab.Client())
 			connected := make(chan error)
 			go func() { connected <- connect(second, s.sockaddr(s.server)) }()
-			server := s.lab.Server()
-			s.await("the drop of a SYN", func() bool {
-				return s.counters(server).Sub(s.before[server])["TcpExt.ListenDrops"] > 0
-			})
+			s.awaitDrop("TcpExt.ListenDrops")
 			a := s.accept(first)
 			s.must("connect again", <-connected)
 			b := s.accept(second)
@@ -134,10 +132,7 @@ var scenarios = []scenario{
 			for _, fd := range clients {
 				s.write(fd)
 			}
-			server := s.lab.Server()
-			s.await("the drop of an ACK", func() bool {
-				return s.counters(server).Sub(s.before[server])["TcpExt.ListenOverflows"] > 0
-			})
+			s.awaitDrop("TcpExt.ListenOverflows")
 			for len(clients) > 0 {
 				c := s.acceptWithData(clients...)
 				clients = slices.DeleteFunc(clients, func(fd int) bool { return fd == c.client })
@@ -145,6 +140,28 @@ var scenarios = []scenario{
 		},
 		counters: map[string]uint64{"client.TcpExt.TW": 2},
 		want:     func(s *scene) { s.wantDrop(tcp.CauseAcceptQueue, tcp.Established) },
+	},
+	{
+		// As before, but the listener says so: RST to the client that it has no room for. (Of
+		// two, the second is more than the SYN queue holds: it comes with a cookie, and is in the
+		// accept queue at once.)
+		name: "last ACK dropped with tcp_abort_on_overflow", v6: true, sysctls: "tcp_abort_on_overflow=1",
+		do: func(s *scene) {
+			clients := s.heldBack(2, 0)
+			s.await("one in the queue", func() bool { return s.has(s.lab.Server(), tcp.Established) })
+			s.write(clients[0])
+			s.waitReset(clients[0])
+			s.write(clients[1])
+			s.acceptWithData(clients[1])
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "server.TcpExt.ListenOverflows": 1, "server.Tcp.OutRsts": 1},
+		want: func(s *scene) {
+			s.wantDrop(tcp.CauseAcceptQueue, tcp.Established)
+			if s.seesEveryRst() {
+				s.one("RST", s.ofKind(tcp.KindRstSent))
+			}
+			s.one("RST received", s.ofKind(tcp.KindRstReceived))
+		},
 	},
 	{
 		// Two connections wait in SYN_RECV for data, which is more than the SYN queue
@@ -155,10 +172,7 @@ var scenarios = []scenario{
 			third := s.socket(s.lab.Client())
 			connected := make(chan error)
 			go func() { connected <- connect(third, s.sockaddr(s.server)) }()
-			server := s.lab.Server()
-			s.await("the drop of a SYN", func() bool {
-				return s.counters(server).Sub(s.before[server])["TcpExt.ListenDrops"] > 0
-			})
+			s.awaitDrop("TcpExt.ListenDrops")
 			for _, fd := range clients {
 				s.write(fd)
 				s.acceptWithData(fd)
@@ -181,6 +195,26 @@ var scenarios = []scenario{
 		},
 		counters: map[string]uint64{"server.TcpExt.ListenDrops": 0},
 		want:     func(s *scene) { s.wantNone(tcp.KindListenDrop) },
+	},
+	{
+		// Here the third is asked to come back with a cookie.
+		name: "SYN queue full with cookies", v6: true, sysctls: "tcp_syncookies=1",
+		do: func(s *scene) {
+			clients := s.heldBack(2, 1)
+			third := s.dial(0)
+			s.closeFirst(third.client, third.server)
+			for _, fd := range clients {
+				s.write(fd)
+				s.acceptWithData(fd)
+			}
+		},
+		counters: map[string]uint64{
+			"server.TcpExt.SyncookiesSent": 1, "server.TcpExt.SyncookiesRecv": 1, "server.TcpExt.ListenDrops": 0, "client.TcpExt.TW": 3,
+		},
+		want: func(s *scene) {
+			s.wantNone(tcp.KindListenDrop)
+			s.wantStates(s.conns[0].serverCookie, passiveClose...)
+		},
 	},
 	{
 		name: "bind conflict", v6: true,
@@ -304,7 +338,7 @@ var scenarios = []scenario{
 	},
 	{
 		// The timer is moved from ten seconds to sixty: no end, no second start.
-		name: "FIN_WAIT2 minisock becomes TIME_WAIT", sysctls: "tcp_fin_timeout=10",
+		name: "FIN_WAIT2 minisock becomes TIME_WAIT", v6: true, sysctls: "tcp_fin_timeout=10",
 		do: func(s *scene) {
 			c := s.dial(0)
 			s.close(c.client)
@@ -430,6 +464,38 @@ var scenarios = []scenario{
 		},
 	},
 	{
+		name: "ports exhausted by bound sockets", v6: true, sysctls: "ip_local_port_range=40000_40003",
+		do: func(s *scene) {
+			for port := uint16(40000); port <= 40003; port++ {
+				s.bind(s.socket(s.lab.Client()), netip.AddrPortFrom(s.lab.ClientAddrs()[0], port))
+			}
+			fd, err := s.tryDial(0)
+			if !errors.Is(err, unix.EADDRNOTAVAIL) {
+				s.Fatalf("connect: %v, want EADDRNOTAVAIL", err)
+			}
+			s.close(fd)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 0, "client.Tcp.ActiveOpens": 0},
+		want:     func(s *scene) { s.wantFailedConnect(tcp.CausePortSearch) },
+	},
+	{
+		// A socket whose SYN comes back to itself.
+		name: "self-connect", kind: netlab.Loopback, v6: true,
+		do: func(s *scene) {
+			fd, self := s.socket(s.lab.Client()), netip.AddrPortFrom(s.lab.ClientAddrs()[0], bound)
+			s.bind(fd, self)
+			s.must("connect", connect(fd, s.sockaddr(self)))
+			s.own = s.cookie(fd)
+			s.close(fd)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.Tcp.ActiveOpens": 1, "client.Tcp.PassiveOpens": 0},
+		want: func(s *scene) {
+			s.wantStates(s.own, "CLOSE>SYN_SENT", "SYN_SENT>SYN_RECV", "SYN_RECV>ESTABLISHED",
+				"ESTABLISHED>FIN_WAIT1", "FIN_WAIT1>CLOSING", "CLOSING>CLOSE")
+			s.wantCookie(s.one("TIME_WAIT", s.ofKind(tcp.KindTWEnter)), s.own)
+		},
+	},
+	{
 		name: "four-tuple busy",
 		do: func(s *scene) {
 			c := s.dial(bound)
@@ -490,6 +556,29 @@ var scenarios = []scenario{
 		counters: map[string]uint64{"client.TcpExt.TW": 2, "client.TcpExt.TWRecycled": 1},
 		want: func(s *scene) {
 			s.wantCookie(s.one("reuse", s.ended(tcp.CauseReusedByConnect)), s.conns[0].clientCookie)
+		},
+	},
+	{
+		// The server still has its end. It answers the SYN with an ACK that the client
+		// does not expect, and is reset for it; the next SYN meets nothing.
+		name: "FIN_WAIT2 minisock reused by a bound port", sysctls: "tcp_tw_reuse=0",
+		do: func(s *scene) {
+			first := s.dial(bound)
+			s.close(first.client)
+			s.waitEOF(first.server)
+			s.await("the minisock", func() bool { return s.minisocksIn(s.lab.Client(), tcp.FinWait2) == 1 })
+			second := s.dial(bound)
+			s.close(first.server)
+			s.closeFirst(second.client, second.server)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 2, "client.TcpExt.TWRecycled": 1, "client.Tcp.OutRsts": 1},
+		want: func(s *scene) {
+			reuse := s.one("reuse", s.ended(tcp.CauseReusedByConnect))
+			s.wantCookie(reuse, s.conns[0].clientCookie)
+			if reuse.Substate != tcp.FinWait2 {
+				s.Errorf("reused in %v, want FIN_WAIT2", reuse.Substate)
+			}
+			s.wantCookie(s.one("RST received", s.ofKind(tcp.KindRstReceived)), s.conns[0].serverCookie)
 		},
 	},
 	{
@@ -584,18 +673,38 @@ var scenarios = []scenario{
 		want:     func(s *scene) { s.wantNone(tcp.KindTWOverflow) },
 	},
 	{
-		name: "destroyed",
+		name: "TIME_WAIT destroyed", v6: true,
 		do: func(s *scene) {
 			c := s.dial(0)
 			s.closeFirst(c.client, c.server)
 			s.await("TIME_WAIT", func() bool { return s.minisocksIn(s.lab.Client(), tcp.TimeWait) == 1 })
-			s.must("SOCK_DESTROY", s.lab.Client().Do(func() error {
-				return netlink.SocketDestroy(net.TCPAddrFromAddrPort(c.tuple.Local), net.TCPAddrFromAddrPort(c.tuple.Peer))
-			}))
+			s.destroy(c)
 		},
 		counters: map[string]uint64{"client.TcpExt.TW": 1, "client.Tcp.OutRsts": 0},
 		want: func(s *scene) {
 			s.wantCookie(s.one("destruction", s.ended(tcp.CauseDestroyed)), s.conns[0].clientCookie)
+		},
+	},
+	{
+		name: "connection destroyed", v6: true,
+		do: func(s *scene) {
+			c := s.dial(0)
+			s.destroy(c)
+			s.waitReset(c.server)
+			if _, err := s.read(c.client); !errors.Is(err, unix.ECONNABORTED) {
+				s.Fatalf("read: %v, want ECONNABORTED", err)
+			}
+			s.close(c.client)
+		},
+		counters: map[string]uint64{"client.TcpExt.TW": 0, "client.Tcp.OutRsts": 1, "server.Tcp.EstabResets": 1},
+		want: func(s *scene) {
+			s.wantCookie(s.one("RST", s.ofKind(tcp.KindRstSent)), s.conns[0].clientCookie)
+			s.wantCookie(s.one("RST received", s.ofKind(tcp.KindRstReceived)), s.conns[0].serverCookie)
+			for _, ev := range s.ofKind(tcp.KindError) {
+				if ev.Cookie == s.conns[0].clientCookie && ev.Errno != tcp.Errno(unix.ECONNABORTED) {
+					s.Errorf("the client got %v, want ECONNABORTED", ev.Errno)
+				}
+			}
 		},
 	},
 	{
@@ -693,6 +802,34 @@ func noOverflow(name string, end func(*scene, conn)) scenario {
 		counters: map[string]uint64{"client.TcpExt.TCPTimeWaitOverflow": 0, "client.Tcp.OutRsts": 1},
 		want:     func(s *scene) { s.wantNone(tcp.KindTWOverflow) },
 	}
+}
+
+// destroy ends the client's side as ss -K does.
+func (s *scene) destroy(c conn) {
+	s.Helper()
+	s.must("SOCK_DESTROY", s.lab.Client().Do(func() error {
+		req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+		req.AddRawData(diagRequest(c.tuple))
+		_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
+		return err
+	}))
+}
+
+// diagRequest asks sock_diag for one socket (struct inet_diag_req_v2; the library
+// makes it for IPv4 only).
+func diagRequest(t tcp.FourTuple) []byte {
+	req := make([]byte, 56)
+	req[0], req[1] = unix.AF_INET, unix.IPPROTO_TCP
+	if t.Local.Addr().Is6() {
+		req[0] = unix.AF_INET6
+	}
+	binary.NativeEndian.PutUint32(req[4:], ^uint32(0)) // in any state
+	binary.BigEndian.PutUint16(req[8:], t.Local.Port())
+	binary.BigEndian.PutUint16(req[10:], t.Peer.Port())
+	copy(req[12:], t.Local.Addr().AsSlice())
+	copy(req[28:], t.Peer.Addr().AsSlice())
+	binary.NativeEndian.PutUint64(req[48:], ^uint64(0)) // INET_DIAG_NOCOOKIE
+	return req
 }
 
 // has reports whether sock_diag shows a socket in one of these states.

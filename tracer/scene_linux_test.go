@@ -56,6 +56,8 @@ type scene struct {
 	stillOpen int
 	// noPort are the sockets whose connect() failed with EADDRNOTAVAIL.
 	noPort []tcp.Cookie
+	// own is a socket that is nobody's client.
+	own tcp.Cookie
 	// mapped: clients are IPv6 sockets that speak IPv4.
 	mapped bool
 	// busy: a loss is no failure, if the account explains what is missing.
@@ -63,6 +65,9 @@ type scene struct {
 
 	events []Event // what Read has handed over
 	stats  Stats   // complete once finish has returned
+
+	witness *evidence           // nil where the kernel allows none
+	atOnce  map[tcp.Cookie]bool // see madeAtOnce
 }
 
 // conn is a connection, with the names that user space knows it by.
@@ -116,6 +121,7 @@ func newScene(t *testing.T, o setup) *scene {
 		s.before[ns] = s.counters(ns)
 	}
 	s.trace = open(t, opts)
+	s.summon()
 	if err := s.trace.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -295,6 +301,13 @@ func (s *scene) abort(fd int) {
 	s.close(fd)
 }
 
+// vanish closes without a word to the peer (TCP_REPAIR).
+func (s *scene) vanish(fd int) {
+	s.Helper()
+	s.must("TCP_REPAIR", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1))
+	s.close(fd)
+}
+
 func (s *scene) write(fd int) {
 	s.Helper()
 	_, err := unix.Write(fd, []byte{1})
@@ -434,9 +447,24 @@ func (s *scene) settle() {
 		}
 		return n == s.stillOpen
 	})
+	s.afterSoftirqs()
+}
+
+// afterSoftirqs waits until what is under way in softirqs is done.
+func (s *scene) afterSoftirqs() {
+	s.Helper()
 	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, 1, 0, 0); errno != 0 {
 		s.Fatalf("membarrier: %v", errno)
 	}
+}
+
+// awaitDrop waits until the server's counter of drops has risen, and the trace has had
+// its look at the listener's queues, which is a moment later.
+func (s *scene) awaitDrop(counter string) {
+	s.Helper()
+	server := s.lab.Server()
+	s.await("a drop", func() bool { return s.counters(server).Sub(s.before[server])[counter] > 0 })
+	s.afterSoftirqs()
 }
 
 func (s *scene) namespaces() []*netlab.Namespace {
@@ -567,11 +595,13 @@ func (s *scene) finish() {
 		left[ns] = s.minisocks(ns)
 		s.counted[ns] = s.counters(ns).Sub(s.before[ns])
 	}
+	s.testify()
 	s.stop()
 	for _, ns := range s.traced {
 		s.compareCounters(ns)
 		s.compareMinisocks(ns, left[ns])
 	}
+	s.compareOracle()
 	s.checkStream()
 	s.checkTuples()
 	s.checkAccount()
@@ -625,7 +655,9 @@ var accounts = []struct {
 	{[]string{"Tcp.ActiveOpens"}, tcp.FactState, is(tcp.SynSent, tcp.Close)},
 	// tcp_create_openreq_child.
 	{[]string{"Tcp.PassiveOpens"}, tcp.FactState, is(tcp.SynRecv, tcp.Listen)},
-	// tcp_done; a connect that failed inside the kernel does not get there.
+	// tcp_done; a connect that failed inside the kernel does not get there, nor does the
+	// second child of a handshake whose ACK and data two CPUs have at once
+	// (inet_ehash_nolisten; once in TestStress on 6.1).
 	{[]string{"Tcp.AttemptFails"}, tcp.FactState, is(tcp.Close, tcp.SynSent, tcp.SynRecv)},
 }
 
@@ -648,6 +680,9 @@ func (s *scene) compareCounters(ns *netlab.Namespace) {
 		n := uint64(len(got))
 		if row.counters[0] == "Tcp.ActiveOpens" || row.counters[0] == "Tcp.AttemptFails" {
 			n -= uint64(len(noSegment))
+		}
+		if row.counters[0] == "Tcp.AttemptFails" && s.busy {
+			n = max(min(n, want), n-s.numberOf(ns, change(move{tcp.SynRecv, tcp.Close})))
 		}
 		if !s.same(n, want) {
 			s.Errorf("%v is %d, the trace has %d", row.counters, want, n)

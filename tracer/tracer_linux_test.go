@@ -37,7 +37,7 @@ func TestStartIsReady(t *testing.T) {
 	}
 }
 
-// TestPurge: the TIME_WAITs of a namespace end with it, while the trace goes on.
+// TestPurge: the minisocks of a namespace end with it, while the trace goes on.
 // How many there are is sock_diag's word.
 func TestPurge(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
@@ -47,13 +47,18 @@ func TestPurge(t *testing.T) {
 				c := s.dial(0)
 				s.closeFirst(c.client, c.server)
 			}
+			c := s.dial(0)
+			s.close(c.client)
+			s.waitEOF(c.server)
+			s.await("FIN_WAIT2", func() bool { return s.minisocksIn(s.lab.Client(), tcp.FinWait2) == 1 })
+			s.vanish(c.server)
 			s.settle()
 			left := make(map[tcp.Cookie]bool)
 			for _, sock := range s.minisocks(s.lab.Client()) {
 				left[diagCookie(sock)] = true
 			}
-			if len(left) != 5 {
-				t.Fatalf("%d in TIME_WAIT, want 5", len(left))
+			if len(left) != 6 || s.minisocksIn(s.lab.Client(), tcp.FinWait2) != 1 {
+				t.Fatalf("%d minisocks, want 5 in TIME_WAIT and one in FIN_WAIT2", len(left))
 			}
 			s.close(s.listener)
 			s.must("close the lab", s.lab.Close())
@@ -61,6 +66,7 @@ func TestPurge(t *testing.T) {
 				s.drain()
 				return len(s.ofKind(tcp.KindTWEnd)) >= len(left)
 			})
+			s.testify()
 			s.stop()
 			for _, ev := range s.ended(tcp.CausePurged) {
 				if !left[ev.Cookie] {
@@ -71,6 +77,7 @@ func TestPurge(t *testing.T) {
 			if len(left) > 0 {
 				t.Errorf("not purged: %v\n%s", left, s.list())
 			}
+			s.compareOracle()
 			s.checkStream()
 			s.checkTuples()
 			s.checkAccount()
@@ -413,13 +420,17 @@ func TestHZ(t *testing.T) {
 // TestStress compares the trace with the kernel's counters when two CPUs make
 // connections as fast as they can, in every way at once.
 func TestStress(t *testing.T) {
-	for _, tt := range []struct{ name, sysctls string }{
-		{"reuse", "ip_local_port_range=40000 40299;tcp_tw_reuse=1;tcp_tw_reuse_delay=1"},
-		{"overflow", "tcp_max_tw_buckets=100"},
-		{"exhaustion", "ip_local_port_range=40000 40299;tcp_tw_reuse=0"},
+	for _, tt := range []struct {
+		name, sysctls string
+		v6            bool
+	}{
+		{"reuse", "ip_local_port_range=40000 40299;tcp_tw_reuse=1;tcp_tw_reuse_delay=1", false},
+		{"reuse over IPv6", "ip_local_port_range=40000 40299;tcp_tw_reuse=1;tcp_tw_reuse_delay=1", true},
+		{"overflow", "tcp_max_tw_buckets=100", false},
+		{"exhaustion", "ip_local_port_range=40000 40299;tcp_tw_reuse=0", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			o := setup{Options: netlab.Options{Kind: netlab.Loopback}}
+			o := setup{Options: netlab.Options{Kind: netlab.Loopback, IPv6: tt.v6}}
 			for text := range strings.SplitSeq(tt.sysctls, ";") {
 				sysctl, err := netlab.ParseSysctl("net.ipv4." + text)
 				if err != nil {
@@ -529,7 +540,11 @@ func (s *scene) serve(fd int) {
 // asked for, or a four-tuple used again after a millisecond met what was left of
 // the one before, which the kernel counts and the trace has to show all the same.
 func (s *scene) request(how byte) (tcp.Cookie, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	family := unix.AF_INET
+	if s.server.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
 		return 0, err
 	}

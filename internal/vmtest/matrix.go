@@ -87,11 +87,7 @@ func writeMatrix(w io.Writer, columns []column) error {
 				if i < 0 {
 					return "-"
 				}
-				cell := string(r.tests[i].verdict)
-				if r.tests[i].verdict != success {
-					cell += notes.mark(r.tests[i].reason)
-				}
-				return cell
+				return testCell(r.tests[i], notes)
 			})
 		}
 	}
@@ -99,6 +95,23 @@ func writeMatrix(w io.Writer, columns []column) error {
 		return err
 	}
 	return notes.write(w)
+}
+
+// testCell is what became of a test, and on how many facts the oracle agreed with the
+// tracer, where this kernel has one.
+func testCell(t test, notes *notes) string {
+	cell := string(t.verdict)
+	facts, words := t.oracle()
+	if facts != "" {
+		cell += ", fentry " + facts
+	}
+	if t.verdict != success {
+		cell += notes.mark(t.reason)
+	}
+	for _, w := range words {
+		cell += notes.mark(w)
+	}
+	return cell
 }
 
 // job returns the kernel's result of a job, or nil.

@@ -21,7 +21,8 @@ func TestWriteMatrix(t *testing.T) {
 			results: []result{
 				{job: jobs[0], verdict: success, took: 2 * time.Second},
 				{job: jobs[1], verdict: failure, reason: "failed tests: 1", took: 90 * time.Second, tests: []test{
-					{name: "TestA", verdict: success}, {name: "TestScenarios/a", verdict: success}, {name: "TestB/x", verdict: failure, reason: "got 1"}, {name: "TestB", verdict: failure},
+					{name: "TestA", verdict: success}, {name: "TestOracle", verdict: success, output: "oracle: 24 of 24 facts agree\noracle: not witnessed: x (no function f)\n"}, {name: "TestScenarios/a", verdict: success, output: "x_test.go:7: oracle: 24 of 24 facts agree; client retransmit: the oracle missed 1\n"},
+					{name: "TestB/x", verdict: failure, reason: "got 1"}, {name: "TestB", verdict: failure},
 				}},
 				{job: jobs[2], verdict: success, took: time.Second, tests: []test{
 					{name: "TestC", verdict: success}, {name: "TestD", verdict: skipped, reason: "not here"},
@@ -38,11 +39,12 @@ KERNEL             5.10      6.1
 release            -         6.1.0-56
 boot               FAIL [1]  ok, 8s [2]
 twtrace run        -         ok, 2s
-tracer             -         FAIL 1, ok 2, 1m30s [3]
-  TestScenarios/a  -         ok
-  TestB/x          -         FAIL [4]
+tracer             -         FAIL 1, ok 3, 1m30s [3]
+  TestOracle       -         ok, fentry 24 of 24 [4]
+  TestScenarios/a  -         ok, fentry 24 of 24 [5]
+  TestB/x          -         FAIL [6]
 internal/netlab    -         ok 1, skip 1, 1s
-  TestD            -         skip [5]
+  TestD            -         skip [7]
 internal/run       -         -
 internal/watch     -         -
 cmd/twtrace        -         -
@@ -51,8 +53,10 @@ internal/clock     -         -
 [1] nothing to be had
 [2] a boot crashed and was repeated: in tracer TestB: BUG: oops
 [3] failed tests: 1
-[4] got 1
-[5] not here
+[4] not witnessed: x (no function f)
+[5] client retransmit: the oracle missed 1
+[6] got 1
+[7] not here
 `
 	if got := "\n" + b.String(); got != want {
 		t.Errorf("got%s\nwant%s", got, want)

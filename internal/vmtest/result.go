@@ -34,6 +34,23 @@ type test struct {
 	output  string
 }
 
+// What tracer's tests log about internal/oracle.
+var (
+	testimony    = regexp.MustCompile(`oracle: (\d+ of \d+) facts agree(?:; (.*))?`)
+	notWitnessed = regexp.MustCompile(`oracle: (not witnessed: .*)`)
+)
+
+// oracle returns how many facts the oracle agreed on, and what there is to say besides.
+func (t test) oracle() (facts string, words []string) {
+	if m := testimony.FindStringSubmatch(t.output); m != nil {
+		facts, words = m[1], m[2:]
+	}
+	if m := notWitnessed.FindStringSubmatch(t.output); m != nil {
+		words = append(words, m[1])
+	}
+	return facts, slices.DeleteFunc(words, func(w string) bool { return w == "" })
+}
+
 // result is what became of a job.
 type result struct {
 	job     job
