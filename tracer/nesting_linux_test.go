@@ -84,7 +84,9 @@ func nest(t *testing.T, ring int) uint64 {
 				w.seen, w.onInit)
 		}
 	}
-	if ring == 0 && (st.SkippedRecursion != st.Rescued || st.LostRing != 0) {
+	// More can be rescued than were skipped: a twin that lost the note of another namespace's
+	// event counts as skipped there what was not.
+	if ring == 0 && (st.SkippedRecursion > st.Rescued || st.LostRing != 0) {
 		t.Errorf("%d skipped, %d rescued; %d lost", st.SkippedRecursion, st.Rescued, st.LostRing)
 	}
 	t.Logf("%d changes of state, %d on top of process 1; %d lost, %d skipped, %d rescued, %d duplicates",

@@ -102,27 +102,44 @@ type skipped struct {
 	all, foreign [bpf.ProbesEventKindKIND_MAX]uint64
 }
 
-// skipped reads it as it is now. The caller holds mu.
+// skipped reads it as it is now. Two counts can't be read at once: it reads again when the one
+// has changed meanwhile. The caller holds mu.
 func (t *Tracer) skipped() (s skipped, err error) {
-	for _, p := range t.chosen {
-		// What a listener dropped is counted by the kernel: a look that was
-		// skipped is made up for by the next.
-		if p.how == withListener {
-			continue
+	for range 100 {
+		if err := t.foreign(&s.foreign); err != nil {
+			return s, err
 		}
-		st, err := t.coll.Programs[p.program].Stats()
-		if err != nil {
-			return s, fmt.Errorf("read the counters of program %s: %w", p.program, err)
+		s.all = [bpf.ProbesEventKindKIND_MAX]uint64{}
+		for _, p := range t.chosen {
+			// What a listener dropped is counted by the kernel: a look that was
+			// skipped is made up for by the next.
+			if p.how == withListener {
+				continue
+			}
+			st, err := t.coll.Programs[p.program].Stats()
+			if err != nil {
+				return s, fmt.Errorf("read the counters of program %s: %w", p.program, err)
+			}
+			s.all[p.kind] += st.RecursionMisses
 		}
-		s.all[p.kind] += st.RecursionMisses
+		before := s.foreign
+		if err := t.foreign(&s.foreign); err != nil || s.foreign == before {
+			return s, err
+		}
 	}
-	accounts, err := t.accounts()
-	for _, a := range accounts {
+	return s, nil
+}
+
+// foreign reads what was skipped of others, per kind.
+func (t *Tracer) foreign(sum *[bpf.ProbesEventKindKIND_MAX]uint64) error {
+	perCPU, err := t.accounts()
+	*sum = [bpf.ProbesEventKindKIND_MAX]uint64{}
+	for _, a := range perCPU {
 		for k, n := range a.Foreign {
-			s.foreign[k] += n
+			sum[k] += n
 		}
 	}
-	return s, err
+	return err
 }
 
 // since is how many events of the trace were skipped since before.
