@@ -189,10 +189,13 @@ type Events struct {
 
 // Program is a BPF program of the trace. RecursionMisses is how often the kernel
 // skipped it because it was running already on that CPU, events of other
-// namespaces included.
+// namespaces included. Runs and RunNS are how often it ran, and for how long in
+// all, as the kernel accounts it; 0 unless kernel.bpf_stats_enabled is 1.
 type Program struct {
 	Name            string `json:"name"`
 	RecursionMisses uint64 `json:"recursion_misses"`
+	Runs            uint64 `json:"runs"`
+	RunNS           uint64 `json:"run_ns"`
 }
 
 // Lost is how many events are missing.

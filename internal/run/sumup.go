@@ -134,7 +134,9 @@ func (r *session) sumUp(k readings) error {
 			e.LostByKind[kind.String()] = n
 		}
 		for _, p := range st.Programs {
-			e.Programs = append(e.Programs, report.Program{Name: p.Name, RecursionMisses: p.RecursionMisses})
+			e.Programs = append(e.Programs, report.Program{
+				Name: p.Name, RecursionMisses: p.RecursionMisses, Runs: p.Runs, RunNS: p.RuntimeNS,
+			})
 		}
 	}
 	r.builder.Fill(s)
