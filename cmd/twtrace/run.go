@@ -35,6 +35,7 @@ type runFlags struct {
 	backlog int
 	watch   time.Duration
 	noTrace bool
+	hgrm    string
 	strict  bool
 	sysctls []string
 	short   [len(shortForms)]string
@@ -116,6 +117,7 @@ func (a *app) runCommand() *cobra.Command {
 		fl.StringVar(&f.short[i], s.flag, "", s.key[strings.LastIndexByte(s.key, '.')+1:]+" `"+s.value+"`"+s.help)
 	}
 	fl.DurationVar(&f.watch, "linger-watch", 0, "go on tracing after the storm (65s sees TIME_WAITs expire)")
+	fl.StringVar(&f.hgrm, "hgrm", "", "write the latencies to `PREFIX`-connect.hgrm, -first-byte.hgrm and -exchange.hgrm (HdrHistogram)")
 	fl.BoolVar(&f.noTrace, "no-trace", false, "the storm alone; needs no root with --net host")
 	fl.BoolVar(&f.strict, "strict", false, "exit 3 if anything was lost or not observable")
 	fl.VarP(f.output, "output", "o", "form of the result")
@@ -153,6 +155,14 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 	}
 	if f.watch > 0 && isTerminal(a.stderr) {
 		a.log.Info("the trace goes on after the storm: Ctrl-C ends it earlier, with the report", "linger-watch", f.watch)
+	}
+	if f.hgrm != "" {
+		files, err := openLatencies(f.hgrm)
+		if err != nil {
+			return err
+		}
+		defer files.close()
+		opts.Latency = files.writers()
 	}
 	summary, err := run.Run(ctx, opts)
 	if err != nil {

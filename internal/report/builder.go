@@ -5,19 +5,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
-
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
 	"github.com/twtrace/twtrace/internal/verdict"
 )
 
-// maxEvents is how many event numbers a failure shows, and maxConnect the
-// longest connect time that is told apart, in microseconds: ten minutes.
-const (
-	maxEvents  = 64
-	maxConnect = int64(10 * time.Minute / time.Microsecond)
-)
+// maxEvents is how many event numbers a failure shows.
+const maxEvents = 64
 
 // Builder adds up a Summary while the run goes on. Its methods may be called
 // from several goroutines.
@@ -27,8 +21,8 @@ type Builder struct {
 	traced  bool
 
 	loops    []Loop
-	loop     *hdrhistogram.Histogram // of the loop under way
-	all      *hdrhistogram.Histogram
+	loop     histograms // of the loop under way
+	all      histograms
 	errors   map[string]int
 	failed   map[failureKey]*failure
 	joined   Joined
@@ -57,8 +51,8 @@ func NewBuilder(monoNS int64, traced bool) *Builder {
 	return &Builder{
 		started: monoNS,
 		traced:  traced,
-		loop:    hdrhistogram.New(1, maxConnect, 3),
-		all:     hdrhistogram.New(1, maxConnect, 3),
+		loop:    newHistograms(),
+		all:     newHistograms(),
 		errors:  make(map[string]int),
 		failed:  make(map[failureKey]*failure),
 	}
@@ -71,10 +65,9 @@ func (b *Builder) Attempts(attempts []tcp.Attempt) {
 	for i := range attempts {
 		a := &attempts[i]
 		if a.Connected > 0 {
-			us := min((a.Connected-a.Started)/1000, maxConnect)
-			_ = b.loop.RecordValue(us) // can't fail: us is within the range
 			b.connects++
 		}
+		b.loop.add(a)
 		if a.Failed() {
 			b.errors[a.Errno.String()]++
 		}
@@ -87,10 +80,9 @@ func (b *Builder) LoopDone(loop, attempts, finished, failed int, took time.Durat
 	defer b.mu.Unlock()
 	b.loops = append(b.loops, Loop{
 		Loop: loop, Attempts: attempts, Finished: finished, Failed: failed,
-		Seconds: took.Seconds(), Errors: b.errors, ConnectUS: quantiles(b.loop),
+		Seconds: took.Seconds(), Errors: b.errors, Latencies: b.loop.quantiles(),
 	})
-	b.all.Merge(b.loop)
-	b.loop.Reset()
+	b.all.merge(&b.loop)
 	b.errors = make(map[string]int)
 }
 
@@ -168,7 +160,7 @@ func (b *Builder) Fill(s *Summary) {
 	if s.Loops == nil {
 		s.Loops = []Loop{}
 	}
-	s.Totals = Totals{Errors: make(map[string]int), ConnectUS: quantiles(b.all)}
+	s.Totals = Totals{Errors: make(map[string]int), Latencies: b.all.quantiles()}
 	for _, l := range b.loops {
 		s.Totals.Attempts += l.Attempts
 		s.Totals.Finished += l.Finished
@@ -206,16 +198,6 @@ func (b *Builder) Fill(s *Summary) {
 		}
 		return slices.Compare([]string{a.Errno, a.Phase, string(a.Cause)}, []string{b.Errno, b.Phase, string(b.Cause)})
 	})
-}
-
-func quantiles(h *hdrhistogram.Histogram) Quantiles {
-	if h.TotalCount() == 0 {
-		return Quantiles{}
-	}
-	return Quantiles{
-		P50: h.ValueAtQuantile(50), P90: h.ValueAtQuantile(90), P99: h.ValueAtQuantile(99),
-		P999: h.ValueAtQuantile(99.9), Max: h.Max(),
-	}
 }
 
 func lengths(seconds []float64) *Lengths {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"io"
 	"maps"
 	"net/netip"
 	"os"
@@ -295,6 +296,7 @@ var promised = strings.Fields(`
 	schema version kernel net options sysctls coverage unexplained
 	loops[].loop loops[].attempts loops[].finished loops[].failed loops[].seconds loops[].errors
 	loops[].connect_us.p50 loops[].connect_us.p90 loops[].connect_us.p99 loops[].connect_us.p999 loops[].connect_us.max
+	loops[].first_byte_us.p9999 loops[].exchange_us.p9999 totals.connect_us.p9999 totals.exchange_us.max
 	loops[].time_wait_now loops[].ports_in_use
 	totals.attempts totals.finished totals.failed totals.seconds totals.per_second totals.errors
 	server.accepted server.closed server.never_accepted
@@ -452,10 +454,10 @@ func TestQuantiles(t *testing.T) {
 	b.LoopDone(2, 2, 2, 0, time.Second)
 	b.LoopDone(3, 0, 0, 0, 0)
 	s := fill(b, base())
-	if got, want := s.Loops[0].ConnectUS, (Quantiles{500, 900, 990, 999, 1000}); got != want {
+	if got, want := s.Loops[0].ConnectUS, (Quantiles{500, 900, 990, 999, 1000, 1000}); got != want {
 		t.Errorf("quantiles %+v, want %+v", got, want)
 	}
-	if got, want := s.Loops[1].ConnectUS.Max, maxConnect; got < want || got > want+want/1000 {
+	if got, want := s.Loops[1].ConnectUS.Max, maxLatency; got < want || got > want+want/1000 {
 		t.Errorf("max %d, want %d", got, want)
 	}
 	if got := s.Loops[2].ConnectUS; got != (Quantiles{}) {
@@ -463,6 +465,38 @@ func TestQuantiles(t *testing.T) {
 	}
 	if got := s.Totals.ConnectUS.P50; got != 500 {
 		t.Errorf("median of all loops %d, want 500", got)
+	}
+}
+
+// TestLatencies: each time is of the attempts that got so far, and all loops are in the
+// distribution that is written.
+func TestLatencies(t *testing.T) {
+	b := NewBuilder(start, false)
+	for loop := 1; loop <= 2; loop++ {
+		b.Attempts([]tcp.Attempt{
+			{Phase: tcp.PhaseDone, Started: start, Connected: start + 100_000, FirstByte: start + 200_000, Closed: start + 300_000},
+			{Phase: tcp.PhaseReceive, Errno: tcp.ECONNRESET, Started: start, Connected: start + 400_000, Closed: start + 500_000},
+			{Phase: tcp.PhaseConnect, Errno: tcp.ECONNREFUSED, Started: start, Closed: start + 600_000},
+		})
+		b.LoopDone(loop, 3, 1, 2, time.Second)
+	}
+	flat := func(us int64) Quantiles { return Quantiles{us, us, us, us, us, us} }
+	want := Latencies{ConnectUS: Quantiles{100, 400, 400, 400, 400, 400}, FirstByteUS: flat(200), ExchangeUS: flat(300)}
+	s := fill(b, base())
+	if s.Loops[1].Latencies != want || s.Totals.Latencies != want {
+		t.Errorf("loop %+v\ntotal %+v\nwant %+v", s.Loops[1].Latencies, s.Totals.Latencies, want)
+	}
+	for name, count := range map[string]string{"connect": "4", "first-byte": "2", "exchange": "2"} {
+		var out strings.Builder
+		if err := b.WriteLatency(name, &out); err != nil {
+			t.Fatal(err)
+		}
+		if got := out.String(); !strings.Contains(got, "Percentile") || !strings.Contains(strings.Join(strings.Fields(got), " "), "Total count = "+count+"]") {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	if err := b.WriteLatency("close", io.Discard); err == nil {
+		t.Error("a latency that there is not was written")
 	}
 }
 

@@ -62,26 +62,35 @@ type Options struct {
 
 // Loop is one loop of the storm.
 type Loop struct {
-	Loop      int            `json:"loop"`
-	Attempts  int            `json:"attempts"`
-	Finished  int            `json:"finished"`
-	Failed    int            `json:"failed"`
-	Seconds   float64        `json:"seconds"`
-	Errors    map[string]int `json:"errors"`
-	ConnectUS Quantiles      `json:"connect_us"`
+	Loop     int            `json:"loop"`
+	Attempts int            `json:"attempts"`
+	Finished int            `json:"finished"`
+	Failed   int            `json:"failed"`
+	Seconds  float64        `json:"seconds"`
+	Errors   map[string]int `json:"errors"`
+	Latencies
 	// TimeWaitNow and PortsInUse are as the loop ended; null: not observable
 	// in a run without a trace.
 	TimeWaitNow *int `json:"time_wait_now"`
 	PortsInUse  *int `json:"ports_in_use"`
 }
 
+// Latencies are times since an attempt began: until the handshake was done, until the
+// first byte of the reply, and until the connection was closed, Options.HoldS included.
+type Latencies struct {
+	ConnectUS   Quantiles `json:"connect_us"`
+	FirstByteUS Quantiles `json:"first_byte_us"`
+	ExchangeUS  Quantiles `json:"exchange_us"` // of those that finished
+}
+
 // Quantiles of a time, in microseconds, of the attempts that got that far.
 type Quantiles struct {
-	P50  int64 `json:"p50"`
-	P90  int64 `json:"p90"`
-	P99  int64 `json:"p99"`
-	P999 int64 `json:"p999"`
-	Max  int64 `json:"max"`
+	P50   int64 `json:"p50"`
+	P90   int64 `json:"p90"`
+	P99   int64 `json:"p99"`
+	P999  int64 `json:"p999"`
+	P9999 int64 `json:"p9999"`
+	Max   int64 `json:"max"`
 }
 
 // Totals is all loops together. Seconds is the sum of the loops', without the
@@ -93,7 +102,7 @@ type Totals struct {
 	Seconds   float64        `json:"seconds"`
 	PerSecond float64        `json:"per_second"` // finished a second
 	Errors    map[string]int `json:"errors"`
-	ConnectUS Quantiles      `json:"connect_us"`
+	Latencies
 }
 
 // Server is the server's own account. NeverAccepted is the attempts whose

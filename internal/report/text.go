@@ -98,6 +98,7 @@ func (t *Text) Rest(s *Summary) error {
 	tot := s.Totals
 	t.line("%s", strings.Repeat("-", 80))
 	t.line(" all %9d %8d %9.2f   %.0f connections a second", tot.Finished, tot.Failed, tot.Seconds, tot.PerSecond)
+	t.latencies(&tot.Latencies)
 	if s.Interrupted {
 		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
 	}
@@ -108,6 +109,22 @@ func (t *Text) Rest(s *Summary) error {
 	t.failures(s)
 	t.account(s)
 	return t.flush()
+}
+
+// latencies is what the attempts waited for, all loops together.
+func (t *Text) latencies(l *Latencies) {
+	t.line("")
+	t.line("%s  %11s %9s %9s %9s %9s %9s", t.bold("LATENCY  (ms)"), "p50", "p90", "p99", "p99.9", "p99.99", "max")
+	for _, row := range []struct {
+		name string
+		q    Quantiles
+	}{{"connect", l.ConnectUS}, {"first byte", l.FirstByteUS}, {"exchange", l.ExchangeUS}} {
+		if row.q == (Quantiles{}) {
+			continue
+		}
+		t.line("           %-11s %5s %9s %9s %9s %9s %9s", row.name, millis(row.q.P50), millis(row.q.P90), millis(row.q.P99),
+			millis(row.q.P999), millis(row.q.P9999), millis(row.q.Max))
+	}
 }
 
 func (t *Text) failures(s *Summary) {

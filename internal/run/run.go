@@ -46,6 +46,9 @@ type Options struct {
 	// OnLoop, if set, is given each loop once how things stood at its end is
 	// known, in order, from one goroutine.
 	OnLoop func(report.Loop)
+	// Latency are where to write distributions of all loops at the end, by name
+	// (report.LatencyNames); nil: nowhere.
+	Latency map[string]io.Writer
 }
 
 // ErrUnreachable says that there is no route to the target.

@@ -141,6 +141,11 @@ func (r *session) sumUp(k readings) error {
 	}
 	r.builder.Fill(s)
 	report.Explain(s)
+	for name, w := range r.opts.Latency {
+		if err := r.builder.WriteLatency(name, w); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
