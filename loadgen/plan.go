@@ -68,8 +68,13 @@ type Plan struct {
 	ReusePort bool // SO_REUSEPORT before connect
 	ReuseAddr bool // SO_REUSEADDR before connect
 	Close     Closer
-	Interval  time.Duration // pause between loops
-	Hold      time.Duration // how long a connection stays open after the reply
+	// Rate, if not 0, makes it an open loop: attempts are due at this rate, per second, whether or not
+	// those before are done, and Attempt.Intended says when. RateTo, if not 0, is the rate at the end of each
+	// loop, which the rate rises or falls to linearly. Concurrency is a limit all
+	// the same: what is due then waits, and nothing is left out.
+	Rate, RateTo float64
+	Interval     time.Duration // pause between loops
+	Hold         time.Duration // how long a connection stays open after the reply
 	// Timeout bounds an attempt's life from socket() to the reply (and the peer's
 	// close, where that is waited for), without its Hold; 0: DefaultTimeout.
 	Timeout time.Duration
@@ -143,6 +148,9 @@ func (p *Plan) Validate() error {
 	if !validLinger(p.Linger) {
 		bad("linger must be whole seconds from 0 to 65535, not %s", p.Linger)
 	}
+	if !validRate(p.Rate) || !validRate(p.RateTo) || p.Rate == 0 && p.RateTo != 0 {
+		bad("rates must be 0.001 to 10000000 connections a second, not %g to %g", p.Rate, p.RateTo)
+	}
 	if p.Interval < 0 || p.Hold < 0 || p.Timeout < 0 {
 		bad("interval, hold and timeout must not be negative")
 	}
@@ -154,6 +162,9 @@ func (p *Plan) Validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+// validRate reports whether a rate is none, or one that can be computed with.
+func validRate(r float64) bool { return r == 0 || r >= 0.001 && r <= 1e7 }
 
 // validLinger reports whether SO_LINGER can carry d: int seconds, of which the
 // kernel makes jiffies.

@@ -1,6 +1,8 @@
 package loadgen
 
 import (
+	"cmp"
+	"fmt"
 	"time"
 	"unsafe"
 
@@ -71,7 +73,7 @@ type shard struct {
 	id    int
 	plan  *Plan
 	storm *stormRun
-	start chan int // the loop to run next; has room for one
+	start chan loopStart // the loop to run next; has room for one
 	out   outlet
 
 	firstIndex, count, window int // this shard's part of a loop, and of Concurrency
@@ -92,7 +94,10 @@ type shard struct {
 		name   sockaddr
 	}
 
+	pace    *pacer // nil: a closed loop
+	every   int    // of the attempts that are due this shard has each so-manieth
 	loop    int
+	begun   int64 // CLOCK_MONOTONIC ns
 	opened  int   // of count, in this loop
 	open    int   // now
 	living  queue // until Timeout
@@ -103,7 +108,7 @@ func newShard(id, of int, r *stormRun) *shard {
 	p := r.plan
 	s := &shard{
 		id: id, plan: p, storm: r,
-		start:    make(chan int, 1),
+		start:    make(chan loopStart, 1),
 		out:      newOutlet(r.collector),
 		target:   newSockaddr(p.Target),
 		waitEOF:  p.Close == ServerCloses,
@@ -112,6 +117,10 @@ func newShard(id, of int, r *stormRun) *shard {
 		buffer:   make([]byte, min(max(p.Bytes, 1), recvBuffer)),
 		living:   queue{none, none},
 		holding:  queue{none, none},
+	}
+	if p.Rate != 0 {
+		s.pace = &pacer{from: p.Rate, to: cmp.Or(p.RateTo, p.Rate), n: p.Connections}
+		s.every = of
 	}
 	s.firstIndex, s.count = split(p.Connections, id, of)
 	_, s.window = split(p.Concurrency, id, of)
@@ -136,9 +145,9 @@ func (s *shard) run(ready chan<- error) {
 	if err != nil {
 		return
 	}
-	for loop := range s.start {
-		s.runLoop(loop)
-		s.out.flush(loop)
+	for begin := range s.start {
+		s.runLoop(begin)
+		s.out.flush(begin.loop)
 	}
 	// The thread's table goes with the thread, some time after this goroutine.
 	_ = sysClose(s.epfd)
@@ -156,6 +165,12 @@ func (s *shard) setUp() error {
 	}
 	if err != nil {
 		return setupError("client shard", s.id, err)
+	}
+	if s.pace != nil {
+		// Timers of this thread may be late by this many ns; the default is 50,000.
+		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+			return setupError("client shard", s.id, fmt.Errorf("set the timer slack: %w", err))
+		}
 	}
 	limit, err := fdLimit()
 	if err == nil {
@@ -176,8 +191,8 @@ func (s *shard) setUp() error {
 
 // runLoop opens the shard's part of a loop, keeping up to window connections
 // open, and returns when all are closed.
-func (s *shard) runLoop(loop int) {
-	s.loop, s.opened = loop, 0
+func (s *shard) runLoop(begin loopStart) {
+	s.loop, s.begun, s.opened = begin.loop, begin.at, 0
 	for {
 		if s.storm.cancel.Load() {
 			s.cancelAll()
@@ -202,10 +217,13 @@ func (s *shard) runLoop(loop int) {
 func (s *shard) wait() int {
 	var n int
 	var e unix.Errno
-	if s.canOpen() {
+	switch {
+	case s.canOpen():
 		n, e = sysEpollPoll(s.epfd, s.events)
-	} else {
+	case s.pace == nil:
 		n, e = sysEpollWait(s.epfd, s.events, s.untilNext())
+	default:
+		n, e = sysEpollWait2(s.epfd, s.events, s.untilDue())
 	}
 	if e != 0 { // EINTR: a signal, the runtime's own above all
 		return 0
@@ -271,7 +289,29 @@ func (s *shard) cancelAll() {
 	}
 }
 
-func (s *shard) canOpen() bool { return s.opened < s.count && s.open < s.window }
+func (s *shard) hasRoom() bool { return s.opened < s.count && s.open < s.window }
+
+func (s *shard) canOpen() bool {
+	return s.hasRoom() && (s.pace == nil || s.due() <= clock.Mono())
+}
+
+// due is when the shard's next attempt is to begin, CLOCK_MONOTONIC ns.
+func (s *shard) due() int64 { return s.begun + s.pace.due(s.opened*s.every+s.id) }
+
+// untilDue is the time to wait for events in an open loop, -1 if there is no end to it.
+func (s *shard) untilDue() time.Duration {
+	wait := time.Duration(-1)
+	if ms := s.untilNext(); ms >= 0 {
+		wait = time.Duration(ms) * time.Millisecond
+	}
+	if s.hasRoom() {
+		due := max(time.Duration(s.due()-clock.Mono()), 0)
+		if wait < 0 || due < wait {
+			wait = due
+		}
+	}
+	return wait
+}
 
 // openSome opens a burst.
 func (s *shard) openSome() {
@@ -297,6 +337,10 @@ func (s *shard) openOne() int64 {
 		Loop:    uint32(s.loop),
 		Index:   uint32(s.firstIndex + s.opened),
 		Shard:   uint16(s.id),
+	}
+	a.Intended = a.Started
+	if s.pace != nil {
+		a.Intended = s.due()
 	}
 	s.opened++
 	fd, e := sysSocket(s.target.family())

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/twtrace/twtrace/internal/clock"
 )
 
 // Storm runs a Plan. It holds nothing between runs, and may run more than once.
@@ -92,6 +94,12 @@ type stormRun struct {
 	running   sync.WaitGroup
 }
 
+// loopStart begins a loop on every shard.
+type loopStart struct {
+	loop int
+	at   int64 // CLOCK_MONOTONIC ns
+}
+
 // startShards returns when every shard is ready, or none runs any more.
 func (r *stormRun) startShards(n int) error {
 	ready := make(chan error, n)
@@ -131,8 +139,9 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 			result.Canceled = true
 			return result
 		}
+		begin := loopStart{loop, clock.Mono()}
 		for _, sh := range r.shards {
-			sh.start <- loop
+			sh.start <- begin
 		}
 		var done loopDone
 		select {

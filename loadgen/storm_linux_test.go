@@ -1,6 +1,7 @@
 package loadgen_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -271,6 +272,54 @@ func TestStorm(t *testing.T) {
 
 // TestServerLinger has the server close by RST: the reply arrives whole, the
 // FIN that the client waits for does not.
+// TestOpenLoop: attempts are due when the rate says so, whatever those before take, and none is left
+// out or begun before its time.
+func TestOpenLoop(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		from, to float64
+		shards   int
+		room     int
+		hold     time.Duration
+	}{
+		{name: "constant", from: 2000, shards: 1},
+		{name: "two shards, a rate that rises", from: 500, to: 4000, shards: 2},
+		{name: "no room for what is due", from: 4000, shards: 1, room: 2, hold: 2 * time.Millisecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			const n, loops = 200, 2
+			s := startServer(t, loadgen.NewServerPlan(localhosts["ipv4"]))
+			p := loadgen.NewPlan(s.Addr())
+			p.Loops, p.Connections, p.Concurrency, p.Hold = loops, n, tt.room, tt.hold
+			p.Rate, p.RateTo, p.Shards = tt.from, tt.to, tt.shards
+			_, attempts := storm(t.Context(), t, p)
+			all(t, attempts, loadgen.PhaseDone, 0, 0)
+			slices.SortStableFunc(attempts, func(a, b loadgen.Attempt) int {
+				return cmp.Or(cmp.Compare(a.Loop, b.Loop), cmp.Compare(a.Intended, b.Intended))
+			})
+			for loop := range loops {
+				of := attempts[loop*n : (loop+1)*n]
+				for k, a := range of {
+					if a.Started < a.Intended {
+						t.Fatalf("loop %d: attempt %d began %d ns before it was due", loop+1, k, a.Intended-a.Started)
+					}
+					if k > 0 && a.Intended == of[k-1].Intended {
+						t.Fatalf("loop %d: two attempts are due at once", loop+1)
+					}
+				}
+				// The last of n is due after n-1 intervals.
+				want := float64(n-1) / tt.from
+				if tt.to != 0 {
+					want = float64(n) * 2 / (tt.from + tt.to)
+				}
+				if got := float64(of[n-1].Intended-of[0].Intended) / 1e9; got > want*1.001 || got < want*0.98 {
+					t.Errorf("loop %d: %d attempts are due within %.4f s, want %.4f", loop+1, n, got, want)
+				}
+			}
+		})
+	}
+}
+
 func TestServerLinger(t *testing.T) {
 	server := loadgen.NewServerPlan(localhosts["ipv4"])
 	server.Close, server.Linger = loadgen.ServerCloses, 0

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -129,6 +130,18 @@ func sysEpollPoll(epfd int, events []unix.EpollEvent) (int, unix.Errno) {
 func sysEpollWait(epfd int, events []unix.EpollEvent, ms int) (int, unix.Errno) {
 	n, _, e := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
 		uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(ms), 0, 0)
+	return int(n), e
+}
+
+// sysEpollWait2 blocks for up to d, for ever if d is negative (since Linux 5.11).
+func sysEpollWait2(epfd int, events []unix.EpollEvent, d time.Duration) (int, unix.Errno) {
+	limit := unix.NsecToTimespec(int64(d))
+	timeout := &limit
+	if d < 0 {
+		timeout = nil
+	}
+	n, _, e := unix.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(epfd),
+		uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(unsafe.Pointer(timeout)), 0, 0)
 	return int(n), e
 }
 

@@ -36,6 +36,7 @@ type runFlags struct {
 	watch   time.Duration
 	noTrace bool
 	hgrm    string
+	rate    string
 	strict  bool
 	sysctls []string
 	short   [len(shortForms)]string
@@ -98,6 +99,7 @@ func (a *app) runCommand() *cobra.Command {
 	fl.IntVar(&f.plan.Loops, "loops", f.plan.Loops, "how many times")
 	fl.IntVar(&f.plan.Connections, "connections", f.plan.Connections, "connections a loop, all at once")
 	fl.IntVar(&f.plan.Concurrency, "concurrency", 0, "how many are in flight at once (default: all of a loop)")
+	fl.StringVar(&f.rate, "rate", "", "open loop: `R` connections a second are due, or LO-HI from the begin to the end of a loop, done or not those before")
 	fl.IntVar(&f.plan.Bytes, "bytes", f.plan.Bytes, "bytes each way")
 	fl.StringVar(&f.linger, "linger", "", "SO_LINGER {1,SECONDS}; without a value {1,0}: close by RST")
 	fl.Lookup("linger").NoOptDefVal = "0"
@@ -202,6 +204,11 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		}
 		opts.Plan.Linger = time.Duration(seconds) * time.Second
 	}
+	if f.given("rate") {
+		if opts.Plan.Rate, opts.Plan.RateTo, err = parseRate(f.rate); err != nil {
+			return opts, usagef("--rate %s: %w", f.rate, err)
+		}
+	}
 	if f.backlog < 1 || f.watch < 0 {
 		return opts, usagef("--backlog must be at least 1 and --linger-watch not negative")
 	}
@@ -255,6 +262,19 @@ func (f *runFlags) settings(opts *run.Options) error {
 		opts.Net.Sysctls = append(opts.Net.Sysctls, netlab.Sysctl{Key: form.key, Value: value})
 	}
 	return nil
+}
+
+// parseRate reads R or LO-HI, of which HI may be the smaller.
+func parseRate(text string) (from, to float64, err error) {
+	a, b, ramp := strings.Cut(text, "-")
+	from, err = strconv.ParseFloat(a, 64)
+	if err == nil && ramp {
+		to, err = strconv.ParseFloat(b, 64)
+	}
+	if err != nil || from <= 0 || ramp && to <= 0 {
+		return 0, 0, errors.New("want connections a second, for instance 5000 or 1000-5000")
+	}
+	return from, to, nil
 }
 
 // parsePorts reads LO-HI. The kernel takes no range that begins below

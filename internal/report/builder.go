@@ -27,6 +27,7 @@ type Builder struct {
 	failed   map[failureKey]*failure
 	joined   Joined
 	connects int // attempts whose connect() succeeded
+	late     int // attempts that began later than tooLate
 
 	expired []float64 // seconds; of TIME_WAITs that expired
 }
@@ -68,6 +69,9 @@ func (b *Builder) Attempts(attempts []tcp.Attempt) {
 			b.connects++
 		}
 		b.loop.add(a)
+		if a.Intended > 0 && a.Started-a.Intended > tooLate {
+			b.late++
+		}
 		if a.Failed() {
 			b.errors[a.Errno.String()]++
 		}
@@ -161,6 +165,9 @@ func (b *Builder) Fill(s *Summary) {
 		s.Loops = []Loop{}
 	}
 	s.Totals = Totals{Errors: make(map[string]int), Latencies: b.all.quantiles()}
+	if s.Options.Rate != 0 {
+		s.Totals.OpenLoop = &OpenLoop{StartLagUS: quantiles(b.all.lag), Late: b.late}
+	}
 	for _, l := range b.loops {
 		s.Totals.Attempts += l.Attempts
 		s.Totals.Finished += l.Finished

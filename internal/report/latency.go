@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"time"
@@ -13,20 +14,26 @@ import (
 // maxLatency is the longest time that is told apart, in microseconds: ten minutes.
 const maxLatency = int64(10 * time.Minute / time.Microsecond)
 
+// tooLate is how much later than intended an attempt may begin before it counts as late.
+const tooLate = int64(time.Millisecond)
+
 // histograms are the distributions behind Latencies, in microseconds, with three
 // significant digits. Their memory does not depend on the number of attempts.
-type histograms struct{ connect, firstByte, exchange *hdrhistogram.Histogram }
+type histograms struct{ lag, connect, firstByte, exchange *hdrhistogram.Histogram }
 
 func newHistograms() histograms {
 	h := func() *hdrhistogram.Histogram { return hdrhistogram.New(1, maxLatency, 3) }
-	return histograms{h(), h(), h()}
+	return histograms{h(), h(), h(), h()}
 }
 
-// add takes the times that an attempt has.
+// add takes the times that an attempt has, counted from when it was due: who begins late
+// because others are slow has waited too.
 func (h *histograms) add(a *tcp.Attempt) {
+	due := cmp.Or(a.Intended, a.Started)
 	record := func(to *hdrhistogram.Histogram, at int64) {
-		_ = to.RecordValue(min((at-a.Started)/1000, maxLatency)) // can't fail: it is within the range
+		_ = to.RecordValue(min((at-due)/1000, maxLatency)) // can't fail: it is within the range
 	}
+	record(h.lag, a.Started)
 	if a.Connected > 0 {
 		record(h.connect, a.Connected)
 	}
@@ -40,16 +47,20 @@ func (h *histograms) add(a *tcp.Attempt) {
 
 // merge moves what from has to h.
 func (h *histograms) merge(from *histograms) {
+	h.lag.Merge(from.lag)
 	h.connect.Merge(from.connect)
 	h.firstByte.Merge(from.firstByte)
 	h.exchange.Merge(from.exchange)
+	from.lag.Reset()
 	from.connect.Reset()
 	from.firstByte.Reset()
 	from.exchange.Reset()
 }
 
 func (h *histograms) quantiles() Latencies {
-	return Latencies{quantiles(h.connect), quantiles(h.firstByte), quantiles(h.exchange)}
+	return Latencies{
+		ConnectUS: quantiles(h.connect), FirstByteUS: quantiles(h.firstByte), ExchangeUS: quantiles(h.exchange),
+	}
 }
 
 func quantiles(h *hdrhistogram.Histogram) Quantiles {

@@ -500,6 +500,34 @@ func TestLatencies(t *testing.T) {
 	}
 }
 
+// TestOpenLoop: what is waited for counts from when it was due.
+func TestOpenLoop(t *testing.T) {
+	b := NewBuilder(start, false)
+	b.Attempts([]tcp.Attempt{
+		{Phase: tcp.PhaseDone, Intended: start, Started: start + 20_000, Connected: start + 100_000, Closed: start + 300_000},
+		{Phase: tcp.PhaseDone, Intended: start, Started: start + 5_000_000, Connected: start + 5_100_000, Closed: start + 5_300_000},
+	})
+	b.LoopDone(1, 2, 2, 0, time.Second)
+	summary := base()
+	summary.Options.Rate, summary.Options.RateTo = 1000, 5000
+	s := fill(b, summary)
+	if got := s.Totals.OpenLoop; got == nil || got.Late != 1 || got.StartLagUS.P50 != 20 || got.StartLagUS.Max < 5000 {
+		t.Errorf("%+v", got)
+	}
+	if got := s.Totals.ConnectUS; got.P50 != 100 || got.Max < 5100 {
+		t.Errorf("connect %+v", got)
+	}
+	var out strings.Builder
+	if err := NewText(&out, false).Rest(s); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"start lag", "1000 to 5000 connections a second", "1 of 2 began more than a"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("does not say %q:\n%s", want, out.String())
+		}
+	}
+}
+
 func TestLengths(t *testing.T) {
 	b := NewBuilder(start, true)
 	for _, ns := range []int64{62e9, 60e9, 61e9} {

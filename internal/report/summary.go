@@ -53,6 +53,8 @@ type Options struct {
 	ReuseAddr   bool     `json:"reuseaddr"`
 	Close       string   `json:"close"`
 	Backlog     int      `json:"backlog"`
+	Rate        float64  `json:"rate"`    // connections a second as a loop begins; 0: a closed loop
+	RateTo      float64  `json:"rate_to"` // as it ends
 	IntervalS   float64  `json:"interval_seconds"`
 	HoldS       float64  `json:"hold_seconds"`
 	WatchS      float64  `json:"linger_watch_seconds"`
@@ -75,7 +77,7 @@ type Loop struct {
 	PortsInUse  *int `json:"ports_in_use"`
 }
 
-// Latencies are times since an attempt began: until the handshake was done, until the
+// Latencies are times since an attempt began, or was due in an open loop: until the handshake was done, until the
 // first byte of the reply, and until the connection was closed, Options.HoldS included.
 type Latencies struct {
 	ConnectUS   Quantiles `json:"connect_us"`
@@ -103,6 +105,15 @@ type Totals struct {
 	PerSecond float64        `json:"per_second"` // finished a second
 	Errors    map[string]int `json:"errors"`
 	Latencies
+	// OpenLoop is how well the attempts of an open loop kept to their times; null of a closed loop.
+	OpenLoop *OpenLoop `json:"open_loop"`
+}
+
+// OpenLoop says how much later than due attempts began. Late ones did so by more than a
+// millisecond: the generator was behind, or Concurrency was reached.
+type OpenLoop struct {
+	StartLagUS Quantiles `json:"start_lag_us"`
+	Late       int       `json:"late"`
 }
 
 // Server is the server's own account. NeverAccepted is the attempts whose

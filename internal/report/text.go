@@ -98,7 +98,7 @@ func (t *Text) Rest(s *Summary) error {
 	tot := s.Totals
 	t.line("%s", strings.Repeat("-", 80))
 	t.line(" all %9d %8d %9.2f   %.0f connections a second", tot.Finished, tot.Failed, tot.Seconds, tot.PerSecond)
-	t.latencies(&tot.Latencies)
+	t.latencies(s)
 	if s.Interrupted {
 		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
 	}
@@ -111,14 +111,30 @@ func (t *Text) Rest(s *Summary) error {
 	return t.flush()
 }
 
+type latencyRow struct {
+	name string
+	q    Quantiles
+}
+
+func rate(o *Options) string {
+	if o.RateTo == 0 || o.RateTo == o.Rate {
+		return fmt.Sprintf("%g connections a second", o.Rate)
+	}
+	return fmt.Sprintf("%g to %g connections a second in each loop", o.Rate, o.RateTo)
+}
+
 // latencies is what the attempts waited for, all loops together.
-func (t *Text) latencies(l *Latencies) {
+func (t *Text) latencies(s *Summary) {
+	l := &s.Totals.Latencies
+	rows := []latencyRow{{"connect", l.ConnectUS}, {"first byte", l.FirstByteUS}, {"exchange", l.ExchangeUS}}
 	t.line("")
+	if open := s.Totals.OpenLoop; open != nil {
+		rows = append([]latencyRow{{"start lag", open.StartLagUS}}, rows...)
+		defer t.wrap("           ", fmt.Sprintf("open loop, %s: times count from when each was due; %d of %d began more than a millisecond later",
+			rate(&s.Options), open.Late, s.Totals.Attempts))
+	}
 	t.line("%s  %11s %9s %9s %9s %9s %9s", t.bold("LATENCY  (ms)"), "p50", "p90", "p99", "p99.9", "p99.99", "max")
-	for _, row := range []struct {
-		name string
-		q    Quantiles
-	}{{"connect", l.ConnectUS}, {"first byte", l.FirstByteUS}, {"exchange", l.ExchangeUS}} {
+	for _, row := range rows {
 		if row.q == (Quantiles{}) {
 			continue
 		}

@@ -248,7 +248,7 @@ func (r *session) describe() error {
 		Options: report.Options{
 			Loops: p.Loops, Connections: p.Connections, Concurrency: p.Concurrency, Bytes: p.Bytes,
 			ReusePort: p.ReusePort, ReuseAddr: p.ReuseAddr, Close: p.Close.String(), Backlog: r.opts.Backlog,
-			IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
+			Rate: p.Rate, RateTo: p.RateTo, IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
 			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace,
 		},
 		Sysctls: make(map[string]string),

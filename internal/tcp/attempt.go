@@ -36,6 +36,9 @@ func (p Phase) String() string {
 type Attempt struct {
 	Cookie  Cookie
 	Started int64 // before socket()
+	// Intended is when it was due, in an open loop; else it is Started. What is waited for
+	// counts from here.
+	Intended int64
 	// Connected is when the handshake was done, as seen by this program: connect()
 	// had returned, and the send that followed at once proved the socket
 	// established. It can precede the kernel's own event by the fraction of a
