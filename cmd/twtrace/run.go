@@ -36,6 +36,7 @@ type runFlags struct {
 	watch   time.Duration
 	noTrace bool
 	hgrm    string
+	warmup  time.Duration
 	rate    string
 	strict  bool
 	sysctls []string
@@ -119,6 +120,7 @@ func (a *app) runCommand() *cobra.Command {
 		fl.StringVar(&f.short[i], s.flag, "", s.key[strings.LastIndexByte(s.key, '.')+1:]+" `"+s.value+"`"+s.help)
 	}
 	fl.DurationVar(&f.watch, "linger-watch", 0, "go on tracing after the storm (65s sees TIME_WAITs expire)")
+	fl.DurationVar(&f.warmup, "warmup", 0, "leave what was due in this time from the storm's begin out of the latencies")
 	fl.StringVar(&f.hgrm, "hgrm", "", "write the latencies to `PREFIX`-connect.hgrm, -first-byte.hgrm and -exchange.hgrm (HdrHistogram)")
 	fl.BoolVar(&f.noTrace, "no-trace", false, "the storm alone; needs no root with --net host")
 	fl.BoolVar(&f.strict, "strict", false, "exit 3 if anything was lost or not observable")
@@ -187,7 +189,7 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 // options turns flags into what package run takes, or says what is wrong with them.
 func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 	opts := run.Options{
-		Version: version(), Plan: f.plan, Backlog: f.backlog, Watch: f.watch, Trace: !f.noTrace,
+		Version: version(), Plan: f.plan, Backlog: f.backlog, Watch: f.watch, Trace: !f.noTrace, Warmup: f.warmup,
 	}
 	var err error
 	if opts.Plan.Close, err = loadgen.ParseCloser(f.close.value); err != nil {
@@ -209,8 +211,8 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 			return opts, usagef("--rate %s: %w", f.rate, err)
 		}
 	}
-	if f.backlog < 1 || f.watch < 0 {
-		return opts, usagef("--backlog must be at least 1 and --linger-watch not negative")
+	if f.backlog < 1 || f.watch < 0 || f.warmup < 0 {
+		return opts, usagef("--backlog must be at least 1 and --linger-watch and --warmup not negative")
 	}
 	if f.given("target") {
 		if f.given("net") && f.net.value != "host" || len(f.sysctls) > 0 {

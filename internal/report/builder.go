@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -26,8 +27,9 @@ type Builder struct {
 	errors   map[string]int
 	failed   map[failureKey]*failure
 	joined   Joined
-	connects int // attempts whose connect() succeeded
-	late     int // attempts that began later than tooLate
+	connects int   // attempts whose connect() succeeded
+	warm     int64 // CLOCK_MONOTONIC ns: what was due before is not in the latencies
+	late     int   // attempts that began later than tooLate
 
 	expired []float64 // seconds; of TIME_WAITs that expired
 }
@@ -68,14 +70,24 @@ func (b *Builder) Attempts(attempts []tcp.Attempt) {
 		if a.Connected > 0 {
 			b.connects++
 		}
+		if a.Failed() {
+			b.errors[a.Errno.String()]++
+		}
+		if cmp.Or(a.Intended, a.Started) < b.warm {
+			continue
+		}
 		b.loop.add(a)
 		if a.Intended > 0 && a.Started-a.Intended > tooLate {
 			b.late++
 		}
-		if a.Failed() {
-			b.errors[a.Errno.String()]++
-		}
 	}
+}
+
+// WarmUntil leaves attempts that were due before monoNS out of the latencies.
+func (b *Builder) WarmUntil(monoNS int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.warm = monoNS
 }
 
 // LoopDone closes a loop: all its attempts have been given.

@@ -528,6 +528,25 @@ func TestOpenLoop(t *testing.T) {
 	}
 }
 
+// TestWarmup: what was due before counts as an attempt, but not among the latencies.
+func TestWarmup(t *testing.T) {
+	b := NewBuilder(start, false)
+	b.WarmUntil(start + 1000)
+	b.Attempts([]tcp.Attempt{
+		{Phase: tcp.PhaseConnect, Errno: tcp.ECONNREFUSED, Intended: start, Started: start},
+		{Phase: tcp.PhaseDone, Intended: start + 999, Started: start + 5000, Connected: start + 9_000_000},
+		{Phase: tcp.PhaseDone, Intended: start + 1000, Started: start + 1000, Connected: start + 101_000},
+	})
+	b.LoopDone(1, 3, 2, 1, time.Second)
+	s := fill(b, base())
+	if got := s.Totals.ConnectUS; got.P50 != 100 || got.Max != 100 {
+		t.Errorf("connect %+v", got)
+	}
+	if s.Totals.Attempts != 3 || s.Totals.Errors["ECONNREFUSED"] != 1 {
+		t.Errorf("%+v", s.Totals)
+	}
+}
+
 func TestLengths(t *testing.T) {
 	b := NewBuilder(start, true)
 	for _, ns := range []int64{62e9, 60e9, 61e9} {

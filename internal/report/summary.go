@@ -55,6 +55,7 @@ type Options struct {
 	Backlog     int      `json:"backlog"`
 	Rate        float64  `json:"rate"`    // connections a second as a loop begins; 0: a closed loop
 	RateTo      float64  `json:"rate_to"` // as it ends
+	WarmupS     float64  `json:"warmup_seconds"`
 	IntervalS   float64  `json:"interval_seconds"`
 	HoldS       float64  `json:"hold_seconds"`
 	WatchS      float64  `json:"linger_watch_seconds"`

@@ -46,6 +46,9 @@ type Options struct {
 	// OnLoop, if set, is given each loop once how things stood at its end is
 	// known, in order, from one goroutine.
 	OnLoop func(report.Loop)
+	// Warmup leaves attempts that are due in the storm's first moments out of the latencies, and
+	// of nothing else.
+	Warmup time.Duration
 	// Latency are where to write distributions of all loops at the end, by name
 	// (report.LatencyNames); nil: nowhere.
 	Latency map[string]io.Writer
@@ -248,7 +251,7 @@ func (r *session) describe() error {
 		Options: report.Options{
 			Loops: p.Loops, Connections: p.Connections, Concurrency: p.Concurrency, Bytes: p.Bytes,
 			ReusePort: p.ReusePort, ReuseAddr: p.ReuseAddr, Close: p.Close.String(), Backlog: r.opts.Backlog,
-			Rate: p.Rate, RateTo: p.RateTo, IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
+			Rate: p.Rate, RateTo: p.RateTo, WarmupS: r.opts.Warmup.Seconds(), IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
 			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace,
 		},
 		Sysctls: make(map[string]string),
@@ -387,8 +390,12 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 			r.lines <- loop
 		}
 	}
-	if r.opts.DropPrivilege {
-		plan.OnReady = r.dropPrivilege
+	plan.OnReady = func() error {
+		r.builder.WarmUntil(clock.Mono() + int64(r.opts.Warmup))
+		if r.opts.DropPrivilege {
+			return r.dropPrivilege()
+		}
+		return nil
 	}
 	storm, err := loadgen.NewStorm(plan)
 	if err != nil {
