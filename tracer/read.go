@@ -3,7 +3,9 @@ package tracer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -43,6 +45,11 @@ func (t *Tracer) Read(ctx context.Context, events []Event) (int, error) {
 		if err := t.watchListeners(); err != nil {
 			return 0, err
 		}
+	}
+	t.reading.Lock()
+	defer t.reading.Unlock()
+	if t.unmapped {
+		return 0, fmt.Errorf("read the trace: %w", os.ErrClosed)
 	}
 	n := t.drain(events)
 	if n == 0 && stopped {

@@ -64,6 +64,9 @@ type Tracer struct {
 
 	ticker *time.Ticker // of the drain
 
+	reading  sync.Mutex // held while Read looks at the rings; guards unmapped
+	unmapped bool       // Close has taken the rings away
+
 	// What only Read touches.
 	seq     uint64
 	drained bool // the rings were empty: wait before the next look
@@ -276,6 +279,9 @@ func (t *Tracer) Close() error {
 	}
 	t.closed = true
 	t.ticker.Stop()
+	t.reading.Lock()
+	defer t.reading.Unlock()
+	t.unmapped = true
 	err = errors.Join(err, t.rings.close())
 	t.coll.Close()
 	return errors.Join(err, t.enriched.close())
