@@ -2,6 +2,7 @@ package loadgen_test
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"testing"
 
@@ -38,12 +39,39 @@ func BenchmarkStorm(b *testing.B) {
 	}
 }
 
+// BenchmarkBindPort is BenchmarkStorm's one shard with ports of the storm's own.
+func BenchmarkBindPort(b *testing.B) {
+	s := startServer(b, loadgen.NewServerPlan(localhosts["ipv4"]))
+	plan := loadgen.NewPlan(s.Addr())
+	plan.Loops, plan.Connections, plan.Concurrency, plan.Linger = 1, b.N, 1000, 0
+	plan.Bind, plan.Sources = loadgen.BindPort, []netip.Addr{s.Addr().Addr()}
+	storm, err := loadgen.NewStorm(plan)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	if _, err := storm.Run(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "conn/s")
+}
+
 // TestAllocations bounds what an attempt costs the garbage collector by the
 // difference between a short and a long storm: nothing.
 func TestAllocations(t *testing.T) {
+	for _, bind := range []loadgen.Binding{loadgen.BindNone, loadgen.BindPort} {
+		t.Run("bind "+bind.String(), func(t *testing.T) { testAllocations(t, bind) })
+	}
+}
+
+func testAllocations(t *testing.T, bind loadgen.Binding) {
 	s := startServer(t, loadgen.NewServerPlan(localhosts["ipv4"]))
 	mallocs := func(connections int) uint64 {
 		plan := loadgen.NewPlan(s.Addr())
+		if plan.Bind = bind; bind != loadgen.BindNone {
+			plan.Sources = []netip.Addr{s.Addr().Addr()}
+		}
 		plan.Loops, plan.Connections, plan.Concurrency, plan.Linger = 1, connections, 100, 0
 		plan.OnAttempts = func([]loadgen.Attempt) {}
 		storm, err := loadgen.NewStorm(plan)

@@ -21,6 +21,10 @@
 // one epoll_ctl, recv, close. On loopback the handshake is over when connect
 // returns, which is why a shard sends at once and asks epoll only afterwards.
 //
+// Where connections come from is Plan.Sources and Plan.Bind. With BindPort each shard
+// has a list of ports of its own for each source (source_linux.go), so that no two
+// shards try the same one.
+//
 // The goroutine that called Storm.Run starts each loop on all shards. Attempts
 // come back in batches through a channel to one collector goroutine, which calls
 // Plan.OnAttempts. A shard that finds no free batch waits and counts it

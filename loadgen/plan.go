@@ -67,7 +67,16 @@ type Plan struct {
 	Linger    time.Duration
 	ReusePort bool // SO_REUSEPORT before connect
 	ReuseAddr bool // SO_REUSEADDR before connect
-	Close     Closer
+	// Sources are the addresses that the connections come from, in turn; each socket
+	// is bound to its own. Empty: nothing is bound, and the kernel chooses.
+	Sources []netip.Addr
+	// Bind says who chooses the source port. Anything but BindNone needs Sources.
+	Bind   Binding
+	NoPort bool // IP_BIND_ADDRESS_NO_PORT before bind, with BindAddr
+	// LocalPorts is IP_LOCAL_PORT_RANGE: what of ip_local_port_range the kernel (and
+	// BindPort) chooses from; the zero value: all. See ErrNoPortRange.
+	LocalPorts PortRange
+	Close      Closer
 	// Rate, if not 0, makes it an open loop: attempts are due at this rate, per second, whether or not
 	// those before are done, and Attempt.Intended says when. RateTo, if not 0, is the rate at the end of each
 	// loop, which the rate rises or falls to linearly. Concurrency is a limit all
@@ -110,9 +119,11 @@ type LoopResult struct {
 
 // Result is what a storm came to.
 type Result struct {
-	Loops    []LoopResult
-	Stalls   uint64 // times a shard had to wait because OnAttempts was slow; no attempt is ever lost
-	Canceled bool   // the context ended before the last loop did; Loops then ends with the one cut short, if any
+	Loops []LoopResult
+	// PortSkips is how often BindPort found a port in use by somebody else.
+	PortSkips uint64
+	Stalls    uint64 // times a shard had to wait because OnAttempts was slow; no attempt is ever lost
+	Canceled  bool   // the context ended before the last loop did; Loops then ends with the one cut short, if any
 }
 
 // NewPlan returns the classic storm at target: 10 loops of 10,000 connections,
@@ -160,6 +171,7 @@ func (p *Plan) Validate() error {
 	if int(p.Close) >= len(closerNames) {
 		bad("close must be client, server or both")
 	}
+	errs = append(errs, p.validateSource()...)
 	return errors.Join(errs...)
 }
 

@@ -22,7 +22,10 @@ func TestValidate(t *testing.T) {
 	bad := loadgen.Plan{
 		Target: netip.MustParseAddrPort("[fe80::1%eth0]:80"), Concurrency: -1, Bytes: -1,
 		Linger: time.Millisecond, Hold: -1, Shards: -1, Close: 7,
+		Bind: 7, Sources: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, LocalPorts: loadgen.PortRange{Low: 2, High: 1},
 	}
+	contrary := loadgen.NewPlan(netip.MustParseAddrPort("127.0.0.1:7"))
+	contrary.Bind, contrary.NoPort = loadgen.BindPort, true
 	badServer := loadgen.ServerPlan{
 		Bytes: 1<<20 + 1, Close: 7, Linger: -2, Backlog: -1, Shards: 1 << 20, Concurrency: -1,
 	}
@@ -30,8 +33,10 @@ func TestValidate(t *testing.T) {
 		err   error
 		words []string
 	}{
-		"plan":   {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "linger", "hold", "shards", "close"}},
-		"server": {badServer.Validate(), []string{"listen", "bytes", "close", "linger", "backlog", "shards", "concurrency"}},
+		"plan": {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "linger", "hold", "shards", "close",
+			"bind must be", "source 127.0.0.1", "local port range 2-1"}},
+		"binding": {contrary.Validate(), []string{"needs a source", "no-port"}},
+		"server":  {badServer.Validate(), []string{"listen", "bytes", "close", "linger", "backlog", "shards", "concurrency"}},
 	} {
 		if c.err == nil {
 			t.Errorf("%s: no error", name)
@@ -53,5 +58,16 @@ func TestParseCloser(t *testing.T) {
 	}
 	if _, err := loadgen.ParseCloser("nobody"); err == nil {
 		t.Error("nobody can close")
+	}
+}
+
+func TestParseBinding(t *testing.T) {
+	for _, b := range []loadgen.Binding{loadgen.BindNone, loadgen.BindAddr, loadgen.BindPort} {
+		if got, err := loadgen.ParseBinding(b.String()); err != nil || got != b {
+			t.Errorf("ParseBinding(%q) = %v, %v", b, got, err)
+		}
+	}
+	if _, err := loadgen.ParseBinding("all"); err == nil {
+		t.Error("all can be bound")
 	}
 }

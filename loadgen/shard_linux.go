@@ -79,6 +79,7 @@ type shard struct {
 	firstIndex, count, window int // this shard's part of a loop, and of Concurrency
 
 	target    sockaddr
+	source    source
 	options   []sockopt
 	waitEOF   bool // the server closes first
 	mayBlock  bool // close() may, because of SO_LINGER
@@ -111,6 +112,8 @@ func newShard(id, of int, r *stormRun) *shard {
 		start:    make(chan loopStart, 1),
 		out:      newOutlet(r.collector),
 		target:   newSockaddr(p.Target),
+		source:   newSource(p, id, of),
+		options:  sourceOptions(p),
 		waitEOF:  p.Close == ServerCloses,
 		mayBlock: p.Linger > 0 && p.Close != ServerCloses,
 		events:   make([]unix.EpollEvent, 256),
@@ -124,9 +127,6 @@ func newShard(id, of int, r *stormRun) *shard {
 	}
 	s.firstIndex, s.count = split(p.Connections, id, of)
 	_, s.window = split(p.Concurrency, id, of)
-	if p.ReuseAddr {
-		s.options = append(s.options, intOption(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
-	}
 	if p.ReusePort {
 		s.options = append(s.options, intOption(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 	}
@@ -180,6 +180,9 @@ func (s *shard) setUp() error {
 		err = expandFDs(s.epfd, len(s.conns)-1)
 	}
 	if err == nil {
+		err = s.source.setUp()
+	}
+	if err == nil && s.plan.Bind != BindPort { // which never takes the target's port
 		s.checkSelf, err = canSelfConnect(s.plan.Target)
 	}
 	if err != nil {
@@ -375,6 +378,14 @@ func (s *shard) openOne() int64 {
 			return a.Started
 		}
 	}
+	if len(s.source.addrs) != 0 {
+		port, e := s.source.bind(fd, s.plan.sourceIndex(&c.attempt))
+		if e != 0 {
+			s.end(fd, PhaseBind, e, 0)
+			return a.Started
+		}
+		c.attempt.LocalPort = port
+	}
 	c.state = stateConnecting
 	// EINTR of a connect() means what EINPROGRESS does.
 	if e := sysConnect(fd, &s.target); e != 0 && e != unix.EINPROGRESS && e != unix.EINTR {
@@ -560,6 +571,9 @@ func (s *shard) end(fd int, phase Phase, e unix.Errno, flags AttemptFlags) {
 	s.open--
 	a := &c.attempt
 	a.Closed = clock.Mono()
+	if s.source.rings != nil && a.LocalPort != 0 {
+		s.source.rings[s.plan.sourceIndex(a)].put(a.LocalPort)
+	}
 	a.Phase, a.Errno = phase, Errno(e)
 	a.Flags |= flags
 	s.out.put(a, a.Closed)

@@ -17,9 +17,13 @@ type Storm struct {
 	shards int
 }
 
-// NewStorm returns the storm of p, or every problem of p at once.
+// NewStorm returns the storm of p, or every problem of p at once; ErrNoPortRange if
+// this kernel can't do it.
 func NewStorm(p Plan) (*Storm, error) {
 	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	if err := p.CheckKernel(); err != nil {
 		return nil, err
 	}
 	if p.Concurrency == 0 || p.Concurrency > p.Connections {
@@ -80,6 +84,7 @@ func (s *Storm) Run(ctx context.Context) (Result, error) {
 	<-collected
 	for _, sh := range r.shards {
 		result.Stalls += sh.out.stalls
+		result.PortSkips += sh.source.skips
 	}
 	return result, nil
 }

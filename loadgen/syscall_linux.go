@@ -173,8 +173,7 @@ type sockaddr struct {
 
 func newSockaddr(a netip.AddrPort) sockaddr {
 	var s sockaddr
-	port := (*[2]byte)(unsafe.Pointer(&s.raw.Port))
-	binary.BigEndian.PutUint16(port[:], a.Port())
+	s.setPort(a.Port())
 	addr := a.Addr().Unmap()
 	if addr.Is4() {
 		s.raw.Family = unix.AF_INET
@@ -195,6 +194,10 @@ func (s *sockaddr) family() int { return int(s.raw.Family) }
 
 func (s *sockaddr) port() uint16 {
 	return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&s.raw.Port))[:])
+}
+
+func (s *sockaddr) setPort(port uint16) {
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&s.raw.Port))[:], port)
 }
 
 func (s *sockaddr) addr() netip.Addr {

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -36,6 +37,8 @@ const (
 	worldFewFiles = "few files"
 	// worldLoopback: with the loopback device up, in a network namespace of its own.
 	worldLoopback = "loopback"
+	// worldNoPortRange: IP_LOCAL_PORT_RANGE is answered as a kernel before 6.3 does.
+	worldNoPortRange = "no port range"
 )
 
 // pollLimit bounds the wait for what the kernel does in the background.
@@ -43,9 +46,10 @@ const pollLimit = 20 * time.Second
 
 func child(world string) int {
 	enter := map[string]func() error{
-		worldNoBTF:    hideBTF,
-		worldFewFiles: fewFiles,
-		worldLoopback: loopbackUp,
+		worldNoBTF:       hideBTF,
+		worldFewFiles:    fewFiles,
+		worldLoopback:    loopbackUp,
+		worldNoPortRange: refusePortRange,
 	}[world]
 	if enter != nil {
 		if err := enter(); err != nil {
@@ -84,6 +88,26 @@ func loopbackUp() error {
 		return err
 	}
 	return netlink.LinkSetUp(lo)
+}
+
+// refusePortRange has every thread's setsockopt() of IP_LOCAL_PORT_RANGE fail with
+// ENOPROTOOPT (do_ip_setsockopt of a kernel that does not know it).
+func refusePortRange() error {
+	const nr, arg2 = 0, 32 // offsets in struct seccomp_data; the low half of the third argument
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: nr},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SETSOCKOPT, Jf: 3},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: arg2},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IP_LOCAL_PORT_RANGE, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOPROTOOPT)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	_, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	if e != 0 {
+		return fmt.Errorf("filter system calls: %w", e)
+	}
+	return nil
 }
 
 // command is twtrace as a child, by a path that every user can follow.
@@ -152,6 +176,24 @@ func TestNotRoot(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// TestNoPortRange: said before anything is made or shown; without the flag nothing is asked.
+func TestNoPortRange(t *testing.T) {
+	testenv.Require(t, testenv.Root) // to filter system calls
+	args := []string{"run", "--net", "host", "--no-trace", "--linger", "--loops", "1", "--connections", "10"}
+	code, stdout, stderr := finish(t, command(t, worldNoPortRange, append(args, "--local-port-range", "40000-50000")...))
+	if code != exitMachine || stdout != "" || !isOneLine(stderr) {
+		t.Errorf("exit code %d, want %d with one line; stdout %q, stderr %q", code, exitMachine, stdout, stderr)
+	}
+	for _, s := range []string{"IP_LOCAL_PORT_RANGE", "6.3", "--port-range"} {
+		if !strings.Contains(stderr, s) {
+			t.Errorf("stderr does not say %q: %s", s, stderr)
+		}
+	}
+	if code, _, stderr := finish(t, command(t, worldNoPortRange, args...)); code != exitDone {
+		t.Errorf("without the flag: exit code %d, stderr %q", code, stderr)
+	}
 }
 
 func TestNoBTF(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/run"
 	"github.com/twtrace/twtrace/internal/watch"
+	"github.com/twtrace/twtrace/loadgen"
 	"github.com/twtrace/twtrace/tracer"
 )
 
@@ -164,6 +165,7 @@ var hints = []struct {
 	{doctor.ErrCantTrace, "each check says how to fix it; `sudo twtrace doctor` tries what only root may"},
 	{cgroup.ErrNoCgroup2, "mount it with `mount -t cgroup2 none DIRECTORY`, or leave --cgroup out"},
 	{netlab.ErrNoSetting, "see what there is with `sysctl -a`, or leave it out"},
+	{loadgen.ErrNoPortRange, "leave --local-port-range out, or narrow the whole range with `--port-range`"},
 	{netlab.ErrNoVeth, "load it with `modprobe veth`, or run with `--net loopback`"},
 }
 

@@ -26,12 +26,15 @@ type runFlags struct {
 	plan    loadgen.Plan
 	linger  string
 	close   *choice
+	bind    *choice
+	ports   string // --local-port-range
 	net     *choice
 	output  *choice
 	color   *choice
 	ipv6    bool
 	target  string
 	allow   string
+	sources int
 	backlog int
 	watch   time.Duration
 	noTrace bool
@@ -74,6 +77,7 @@ func (a *app) runCommand() *cobra.Command {
 	f := &runFlags{
 		plan:   loadgen.NewPlan(netip.AddrPort{}),
 		close:  newChoice("client", "client", "server", "both"),
+		bind:   newChoice("none", "none", "addr", "port"),
 		net:    newChoice("pair", "pair", "loopback", "host"),
 		output: newChoice("text", "text", "json"),
 		color:  newChoice("auto", "auto", "always", "never"),
@@ -106,6 +110,10 @@ func (a *app) runCommand() *cobra.Command {
 	fl.Lookup("linger").NoOptDefVal = "0"
 	fl.BoolVar(&f.plan.ReusePort, "reuseport", false, "SO_REUSEPORT on the client's sockets")
 	fl.BoolVar(&f.plan.ReuseAddr, "reuseaddr", false, "SO_REUSEADDR on the client's sockets")
+	fl.IntVar(&f.sources, "sources", 1, "spread the connections over this many source addresses")
+	fl.Var(f.bind, "bind", "who chooses the source: the kernel in connect(); bind() of the address; or address and port from a list of our own")
+	fl.BoolVar(&f.plan.NoPort, "no-port", false, "IP_BIND_ADDRESS_NO_PORT with --bind addr: connect() chooses the port after all")
+	fl.StringVar(&f.ports, "local-port-range", "", "IP_LOCAL_PORT_RANGE `LO-HI` on the client's sockets, within ip_local_port_range")
 	fl.Var(f.close, "close", "who closes first, and so gets the TIME_WAIT")
 	fl.DurationVar(&f.plan.Interval, "interval", 0, "pause between loops")
 	fl.DurationVar(&f.plan.Hold, "hold", 0, "keep each connection open after the reply")
@@ -148,6 +156,7 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 	isText := f.output.value == "text"
 	opts.OnStart = func(s *report.Summary) {
 		a.warnUnseen(f, s)
+		a.warnLocalPorts(opts.Plan.LocalPorts, s)
 		if isText {
 			_ = text.Header(s)
 		}
@@ -199,6 +208,9 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		return opts, usageError{err}
 	}
 	opts.Net.IPv6 = f.ipv6
+	if err := f.source(&opts); err != nil {
+		return opts, err
+	}
 	if f.given("linger") {
 		seconds, err := strconv.ParseUint(f.linger, 10, 16)
 		if err != nil {
@@ -223,6 +235,9 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 			return opts, err
 		}
 		opts.Net.IPv6 = opts.Target.Addr().Is6()
+		if f.sources > 1 && !opts.Target.Addr().IsLoopback() {
+			return opts, usagef("--sources %d: towards %s this host has the addresses it has, and is never given more: use --net pair, or a target in 127.0.0.0/8", f.sources, opts.Target.Addr())
+		}
 	}
 	if err := f.settings(&opts); err != nil {
 		return opts, err
@@ -232,10 +247,33 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 	}
 	check := opts.Plan
 	check.Target = netip.AddrPortFrom(netip.IPv4Unspecified(), 1) // chosen later
+	if check.Bind != loadgen.BindNone || f.sources > 1 {
+		check.Sources = []netip.Addr{netip.IPv4Unspecified()} // too
+	}
 	if err := check.Validate(); err != nil {
 		return opts, usageError{err}
 	}
 	return opts, nil
+}
+
+// source reads the flags about where the connections come from.
+func (f *runFlags) source(opts *run.Options) (err error) {
+	if opts.Plan.Bind, err = loadgen.ParseBinding(f.bind.value); err != nil {
+		return usageError{err}
+	}
+	if f.sources < 1 {
+		return usagef("--sources must be at least 1, not %d", f.sources)
+	}
+	opts.Net.Sources = f.sources
+	if !f.given("local-port-range") {
+		return nil
+	}
+	lo, hi, err := parsePorts(f.ports)
+	if err != nil {
+		return usagef("--local-port-range %s: %w", f.ports, err)
+	}
+	opts.Plan.LocalPorts = loadgen.PortRange{Low: uint16(lo), High: uint16(hi)}
+	return nil
 }
 
 // settings collects --sysctl and its short forms.
@@ -348,6 +386,18 @@ func (a *app) warnUnseen(f *runFlags, s *report.Summary) {
 	}
 }
 
+// warnLocalPorts says that the kernel passes over a bound of IP_LOCAL_PORT_RANGE that
+// lies outside ip_local_port_range (inet_sk_get_local_port_range).
+func (a *app) warnLocalPorts(r loadgen.PortRange, s *report.Summary) {
+	var all loadgen.PortRange
+	n, _ := fmt.Sscan(s.Sysctls[report.SysctlPortRange], &all.Low, &all.High)
+	if r == (loadgen.PortRange{}) || n != 2 || all.Low <= r.Low && r.High <= all.High {
+		return
+	}
+	a.log.Warn("the kernel ignores a bound of --local-port-range that is outside ip_local_port_range: choose it within, or set --port-range too",
+		"local-port-range", fmt.Sprintf("%d-%d", r.Low, r.High), "ip_local_port_range", fmt.Sprintf("%d-%d", all.Low, all.High))
+}
+
 // warn says what is allowed and yet probably not meant.
 func (a *app) warn(f *runFlags, opts *run.Options) {
 	for _, s := range opts.Net.Sysctls {
@@ -355,7 +405,7 @@ func (a *app) warn(f *runFlags, opts *run.Options) {
 		if s.Key != report.SysctlPortRange {
 			continue
 		}
-		if n, _ := fmt.Sscan(s.Value, &lo, &hi); n == 2 && hi-lo+1 < opts.Plan.Connections {
+		if n, _ := fmt.Sscan(s.Value, &lo, &hi); n == 2 && (hi-lo+1)*f.sources < opts.Plan.Connections {
 			a.log.Warn("the port range is smaller than one loop: connects will fail; widen --port-range or lower --connections",
 				"ports", hi-lo+1, "connections", opts.Plan.Connections)
 		}

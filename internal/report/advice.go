@@ -37,7 +37,14 @@ func advice(s *Summary, cause verdict.Cause) []string {
 	case verdict.TupleBusy:
 		say("the address and port that the program bound are in use towards this destination: bind another port, or none")
 	case verdict.BindConflict:
-		say("see who holds the port with `ss -tanp`; SO_REUSEADDR on both the old and the new socket lets a TIME_WAIT be bound over")
+		switch s.Options.Bind {
+		case "addr":
+			say("bind() of an address alone looks for a port that nothing holds, to whatever destination: set IP_BIND_ADDRESS_NO_PORT (`--no-port`), which leaves the port to connect(), for each destination anew")
+		case "port":
+			say("all ports of a source were open at once, or held by others: open fewer at once (`--concurrency`), widen ip_local_port_range, or use more source addresses")
+		default:
+			say("see who holds the port with `ss -tanp`; SO_REUSEADDR on both the old and the new socket lets a TIME_WAIT be bound over")
+		}
 	case verdict.Refused:
 		say("nothing listens at %s: start the server, or correct the port", s.Target)
 	case verdict.Reset:
@@ -83,7 +90,10 @@ func Explain(s *Summary) {
 		s.Notes = []string{}
 	}
 	tw := &s.TimeWait
-	if tw.ReusedByConnect > 0 {
+	if tw.ReusedByConnect > 0 && s.Options.Bind == "port" {
+		say("connect() took over the ports of %d TIME_WAITs: a socket that has bound its address and port itself may do so at once where there are timestamps, whatever tcp_tw_reuse says (it is %s).",
+			tw.ReusedByConnect, s.Sysctls[SysctlReuse])
+	} else if tw.ReusedByConnect > 0 {
 		why := "tcp_tw_reuse is 1"
 		if s.Sysctls[SysctlReuse] == "2" {
 			why = "tcp_tw_reuse is 2, the kernel's default, and both ends are loopback addresses"
@@ -101,6 +111,9 @@ func Explain(s *Summary) {
 	}
 	if s.Options.Linger != nil && *s.Options.Linger == 0 && tw.Entered == 0 && s.Resets.Sent > 0 {
 		say("SO_LINGER {1,0} closed every connection by RST, so that no TIME_WAIT was made.")
+	}
+	if n := s.Totals.PortsSkipped; n > 0 {
+		say("%d times a port was passed over, because bind() said that another socket held it.", n)
 	}
 	if s.Options.ReusePort && hasCause(s, verdict.PortExhausted) {
 		say("SO_REUSEPORT was set and changed nothing: a connection's four-tuple must be unique, and connect() ignores the flag.")

@@ -30,10 +30,21 @@ var Sysctls = []string{
 	SysctlFin, SysctlStamps, SysctlCookies, SysctlSomaxconn, SysctlRFC1337,
 }
 
-// portRange reads ip_local_port_range; ok is false if it is not known.
+// portRange reads ip_local_port_range, narrowed as the kernel does by the option of the
+// run (inet_sk_get_local_port_range: a bound outside is passed over); ok is false if it
+// is not known.
 func portRange(s *Summary) (lo, hi, ports int, ok bool) {
 	if n, err := fmt.Sscan(s.Sysctls[SysctlPortRange], &lo, &hi); n != 2 || err != nil {
 		return 0, 0, 0, false
+	}
+	if r := s.Options.LocalPortRange; len(r) == 2 {
+		low, high := lo, hi
+		if low <= r[0] && r[0] <= high {
+			lo = r[0]
+		}
+		if low <= r[1] && r[1] <= high {
+			hi = r[1]
+		}
 	}
 	return lo, hi, hi - lo + 1 - reserved(s.Sysctls[SysctlReserved], lo, hi), true
 }

@@ -60,7 +60,12 @@ type Options struct {
 	HoldS       float64  `json:"hold_seconds"`
 	WatchS      float64  `json:"linger_watch_seconds"`
 	IPv6        bool     `json:"ipv6"`
-	Trace       bool     `json:"trace"`
+	Sources     int      `json:"sources"` // addresses that the connections came from
+	Bind        string   `json:"bind"`    // who chose their port: none, addr, port
+	NoPort      bool     `json:"no_port"`
+	// LocalPortRange is IP_LOCAL_PORT_RANGE; null: not set.
+	LocalPortRange []int `json:"local_port_range"`
+	Trace          bool  `json:"trace"`
 }
 
 // Loop is one loop of the storm.
@@ -106,6 +111,8 @@ type Totals struct {
 	PerSecond float64        `json:"per_second"` // finished a second
 	Errors    map[string]int `json:"errors"`
 	Latencies
+	// PortsSkipped is how often --bind port passed a port over because somebody else held it.
+	PortsSkipped int `json:"ports_skipped"`
 	// OpenLoop is how well the attempts of an open loop kept to their times; null of a closed loop.
 	OpenLoop *OpenLoop `json:"open_loop"`
 }

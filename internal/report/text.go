@@ -51,6 +51,7 @@ func (t *Text) Header(s *Summary) error {
 	if o.ReuseAddr {
 		flags += ", SO_REUSEADDR"
 	}
+	flags += sourceFlags(&o)
 	t.wrapHead("", "  ", fmt.Sprintf("%d × %d connections of %d bytes to %s (net %s), %s closes first, SO_LINGER %s%s",
 		o.Loops, o.Connections, o.Bytes, s.Target, s.Net, o.Close, linger, flags))
 	t.wrapHead("", "  ", fmt.Sprintf("Linux %s%s", s.Kernel, t.sysctls(s)))
@@ -58,6 +59,26 @@ func (t *Text) Header(s *Summary) error {
 	t.line("%s", t.bold(fmt.Sprintf("%4s %9s %8s %9s %12s %12s %10s %9s",
 		"LOOP", "FINISHED", "FAILED", "SECONDS", "CONNECT p50", "p99 (ms)", "TIME_WAIT", "PORTS")))
 	return t.flush()
+}
+
+// sourceFlags says where the connections come from, if the kernel is not left to choose.
+func sourceFlags(o *Options) string {
+	var b strings.Builder
+	if o.Sources > 1 {
+		fmt.Fprintf(&b, ", %d sources", o.Sources)
+	}
+	switch {
+	case o.Bind == "port":
+		b.WriteString(", address and port bound")
+	case o.Bind == "addr" && o.NoPort:
+		b.WriteString(", address bound, IP_BIND_ADDRESS_NO_PORT")
+	case o.Bind == "addr":
+		b.WriteString(", address bound")
+	}
+	if r := o.LocalPortRange; len(r) == 2 {
+		fmt.Fprintf(&b, ", IP_LOCAL_PORT_RANGE %d-%d", r[0], r[1])
+	}
+	return b.String()
 }
 
 func (t *Text) sysctls(s *Summary) string {

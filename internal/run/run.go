@@ -82,6 +82,8 @@ type session struct {
 	builder *report.Builder
 	joiner  *timeline.Joiner // nil without a trace
 
+	sources  []netip.Addr   // that the storm binds; none: the kernel chooses
+	skips    uint64         // ports that bind() refused
 	reasons  map[uint32]int // of RSTs sent; touched by the pump alone until it ends
 	pumpDone chan error
 	lines    chan report.Loop
@@ -143,6 +145,9 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 // setUp makes the network, the trace and the server, in this order: the trace
 // is limited to the network's namespaces, and sees the server start.
 func (r *session) setUp() (err error) {
+	if err := r.opts.Plan.CheckKernel(); err != nil {
+		return err
+	}
 	if r.lab, err = netlab.New(r.opts.Net); err != nil {
 		return err
 	}
@@ -151,6 +156,9 @@ func (r *session) setUp() (err error) {
 		if err := r.startTrace(); err != nil {
 			return err
 		}
+	}
+	if r.opts.Plan.Bind != loadgen.BindNone || r.opts.Net.Sources > 1 {
+		r.sources = r.lab.ClientAddrs()
 	}
 	if r.opts.Target.IsValid() {
 		r.target = r.opts.Target
@@ -177,12 +185,17 @@ func (r *session) watchListeners() error {
 	return nil
 }
 
-// checkRoute asks the kernel for a route to the target, sending nothing.
+// checkRoute asks the kernel for a route to the target, sending nothing. Of another
+// host than this one it is what says which source address leads there.
 func (r *session) checkRoute() error {
 	return r.lab.Client().Do(func() error {
 		c, err := net.Dial("udp", r.target.String())
 		if err != nil {
 			return fmt.Errorf("%w %s: %w", ErrUnreachable, r.target, err)
+		}
+		if from, ok := c.LocalAddr().(*net.UDPAddr); ok && len(r.sources) == 1 {
+			// Without a zone: the target's says on which link the source is.
+			r.sources[0] = from.AddrPort().Addr().Unmap().WithZone(r.target.Addr().Zone())
 		}
 		return c.Close()
 	})
@@ -253,6 +266,7 @@ func (r *session) describe() error {
 			ReusePort: p.ReusePort, ReuseAddr: p.ReuseAddr, Close: p.Close.String(), Backlog: r.opts.Backlog,
 			Rate: p.Rate, RateTo: p.RateTo, WarmupS: r.opts.Warmup.Seconds(), IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
 			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace,
+			Sources: max(1, r.opts.Net.Sources), Bind: p.Bind.String(), NoPort: p.NoPort,
 		},
 		Sysctls: make(map[string]string),
 	}
@@ -262,6 +276,9 @@ func (r *session) describe() error {
 	if p.Linger != loadgen.NoLinger {
 		seconds := p.Linger.Seconds()
 		s.Options.Linger = &seconds
+	}
+	if p.LocalPorts != (loadgen.PortRange{}) {
+		s.Options.LocalPortRange = []int{int(p.LocalPorts.Low), int(p.LocalPorts.High)}
 	}
 	for _, key := range report.Sysctls {
 		// A kernel without the setting is not an error: the summary leaves it out.
@@ -369,6 +386,7 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 	plan := r.opts.Plan
 	plan.Target = r.target
 	plan.Enter = r.lab.Client().Enter
+	plan.Sources = r.sources
 	plan.OnAttempts = func(attempts []loadgen.Attempt) {
 		r.builder.Attempts(attempts)
 		if r.joiner != nil {
@@ -406,7 +424,9 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 		r.pumpDone = make(chan error, 1) // one result, which may come before anyone waits
 		go func() { r.pumpDone <- r.pump() }()
 	}
-	return storm.Run(ctx)
+	result, err := storm.Run(ctx)
+	r.skips = result.PortSkips
+	return result, err
 }
 
 // dropPrivilege is called when the last thread has entered its namespace. What is

@@ -140,6 +140,7 @@ func (r *session) sumUp(k readings) error {
 		}
 	}
 	r.builder.Fill(s)
+	s.Totals.PortsSkipped = int(r.skips)
 	report.Explain(s)
 	for name, w := range r.opts.Latency {
 		if err := r.builder.WriteLatency(name, w); err != nil {

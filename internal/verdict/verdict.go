@@ -45,6 +45,9 @@ type rule struct {
 	kernel func(*timeline.Timeline) bool
 }
 
+// searching: connect() was to choose the port.
+func searching(a *tcp.Attempt) bool { return connecting(a) && a.LocalPort == 0 }
+
 func connecting(a *tcp.Attempt) bool { return a.Phase == tcp.PhaseConnect }
 func early(a *tcp.Attempt) bool      { return a.Phase < tcp.PhaseConnect }
 func established(a *tcp.Attempt) bool {
@@ -84,7 +87,7 @@ var rules = []rule{
 	{cause: Interrupted, program: func(a *tcp.Attempt) bool { return a.Flags&tcp.Cancelled != 0 }},
 	{cause: SelfConnect, program: func(a *tcp.Attempt) bool { return a.Flags&tcp.SelfConnected != 0 }},
 
-	{cause: PortExhausted, errnos: []tcp.Errno{tcp.EADDRNOTAVAIL}, program: connecting, kernel: failedInKernel(false)},
+	{cause: PortExhausted, errnos: []tcp.Errno{tcp.EADDRNOTAVAIL}, program: searching, kernel: failedInKernel(false)},
 	{cause: TupleBusy, errnos: []tcp.Errno{tcp.EADDRNOTAVAIL}, program: connecting, kernel: failedInKernel(true)},
 	{cause: BindConflict, errnos: []tcp.Errno{tcp.EADDRINUSE}, program: early},
 
