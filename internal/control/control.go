@@ -61,11 +61,8 @@ func Ask(ctx context.Context, addr netip.AddrPort, port uint16) (Counts, error) 
 	defer conn.Close()
 	// By RST, once the line is read: neither end keeps a TIME_WAIT.
 	_ = conn.(*net.TCPConn).SetLinger(0)
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return Counts{}, fmt.Errorf("ask %s for the server's counts: %w", addr, err)
-	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	// The read then ends with a time-out, whether ctx ran out of time or was cancelled.
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
 	line, err := bufio.NewReader(io.LimitReader(conn, maxLine)).ReadBytes('\n')
 	if errors.Is(err, io.EOF) {
 		return Counts{}, fmt.Errorf("ask %s for the server's counts: %w: no line of up to %d bytes", addr, ErrAnswer, maxLine)
