@@ -60,6 +60,11 @@ type Plan struct {
 	// Concurrency is how many connections of a loop may be open at once; 0: all.
 	Concurrency int
 	Bytes       int // request and reply, 0 to 1 MiB; 0: connect and close
+	// ServerFirst is how many bytes, 0 to 1 MiB, the server sends unasked once it has
+	// accepted (ServerPlan.First). The client sends its request at once all the same,
+	// and an attempt is complete when ServerFirst + Bytes bytes have come in: the
+	// stream has the server's own first. FirstByte is the first of either.
+	ServerFirst int
 	// Linger is SO_LINGER on the client's socket: NoLinger (the default of
 	// NewPlan) leaves it off; 0 is {1,0}, close by RST; whole seconds else, for
 	// which close() blocks its shard until the peer has acknowledged everything
@@ -155,6 +160,9 @@ func (p *Plan) Validate() error {
 	}
 	if p.Bytes < 0 || p.Bytes > MaxBytes {
 		bad("bytes must be 0 to %d, not %d", MaxBytes, p.Bytes)
+	}
+	if p.ServerFirst < 0 || p.ServerFirst > MaxBytes {
+		bad("server-first must be 0 to %d, not %d", MaxBytes, p.ServerFirst)
 	}
 	if !validLinger(p.Linger) {
 		bad("linger must be whole seconds from 0 to 65535, not %s", p.Linger)

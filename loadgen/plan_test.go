@@ -21,22 +21,23 @@ func TestValidate(t *testing.T) {
 
 	bad := loadgen.Plan{
 		Target: netip.MustParseAddrPort("[fe80::1%eth0]:80"), Concurrency: -1, Bytes: -1,
-		Linger: time.Millisecond, Hold: -1, Shards: -1, Close: 7,
+		ServerFirst: 1<<20 + 1, Linger: time.Millisecond, Hold: -1, Shards: -1, Close: 7,
 		Bind: 7, Sources: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, LocalPorts: loadgen.PortRange{Low: 2, High: 1},
 	}
 	contrary := loadgen.NewPlan(netip.MustParseAddrPort("127.0.0.1:7"))
 	contrary.Bind, contrary.NoPort = loadgen.BindPort, true
 	badServer := loadgen.ServerPlan{
-		Bytes: 1<<20 + 1, Close: 7, Linger: -2, Backlog: -1, Shards: 1 << 20, Concurrency: -1,
+		Bytes: 1<<20 + 1, First: -1, Close: 7, Linger: -2, Backlog: -1, AcceptDelay: -1, Shards: 1 << 20, Concurrency: -1,
+		Mode: 9,
 	}
 	for name, c := range map[string]struct {
 		err   error
 		words []string
 	}{
-		"plan": {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "linger", "hold", "shards", "close",
+		"plan": {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "server-first", "linger", "hold", "shards", "close",
 			"bind must be", "source 127.0.0.1", "local port range 2-1"}},
 		"binding": {contrary.Validate(), []string{"needs a source", "no-port"}},
-		"server":  {badServer.Validate(), []string{"listen", "bytes", "close", "linger", "backlog", "shards", "concurrency"}},
+		"server":  {badServer.Validate(), []string{"listen", "bytes", "server-first", "close", "linger", "backlog", "accept-delay", "shards", "concurrency", "server must be"}},
 	} {
 		if c.err == nil {
 			t.Errorf("%s: no error", name)
@@ -47,6 +48,24 @@ func TestValidate(t *testing.T) {
 				t.Errorf("%s: %q does not say what is wrong with %s", name, c.err, word)
 			}
 		}
+	}
+}
+
+// TestPassiveServer: a server that waits for the client for ever can't close first.
+func TestPassiveServer(t *testing.T) {
+	for _, mode := range []loadgen.ServerMode{loadgen.Echo, loadgen.ResetOnClose, loadgen.NeverRead, loadgen.NeverAccept} {
+		if got, err := loadgen.ParseServerMode(mode.String()); err != nil || got != mode {
+			t.Errorf("ParseServerMode(%q) = %v, %v", mode, got, err)
+		}
+		p := loadgen.NewServerPlan(netip.MustParseAddrPort("127.0.0.1:0"))
+		p.Mode, p.Close = mode, loadgen.ServerCloses
+		passive := mode == loadgen.NeverRead || mode == loadgen.NeverAccept
+		if err := p.Validate(); (err != nil) != passive {
+			t.Errorf("%s that closes first: %v", mode, err)
+		}
+	}
+	if _, err := loadgen.ParseServerMode("deaf"); err == nil {
+		t.Error("there is no deaf server")
 	}
 }
 

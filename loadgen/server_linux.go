@@ -35,7 +35,13 @@ func NewServer(p ServerPlan) (*Server, error) {
 	if p.Backlog == 0 {
 		p.Backlog = DefaultBacklog
 	}
+	if p.AcceptEvery == 0 {
+		p.AcceptEvery = 1
+	}
 	n := p.Shards
+	if n == 0 && (p.AcceptDelay != 0 || p.Mode == NeverAccept) {
+		n = 1
+	}
 	if n == 0 {
 		limit, err := fdLimit()
 		if err != nil {
@@ -115,7 +121,9 @@ func (s *Server) Stats() ServerStats {
 
 // Close stops the server and waits for its threads. It first takes what the
 // kernel has ready at that moment, so that Accepted has every connection whose
-// handshake was done before, and closes them with all others. Closing a server
+// handshake was done before, and closes them with all others; a slow acceptor takes
+// no more than it would have until its next delay, and one that never accepts,
+// nothing: the kernel resets what is left in the accept queue. Closing a server
 // again, or one that was never started, does nothing. The error is nil.
 func (s *Server) Close() error {
 	s.mu.Lock()

@@ -11,21 +11,71 @@ import (
 // kernel silently cuts a backlog to net.core.somaxconn.
 const DefaultBacklog = 4096
 
-// ServerPlan describes the other end of a storm. It reads Bytes bytes from each
-// connection, writes as many back, and closes as Close says.
+// ServerMode is what a server does with connections.
+type ServerMode uint8
+
+// The modes of a server.
+const (
+	Echo ServerMode = iota
+	// ResetOnClose is Echo with SO_LINGER {1,0} on every accepted socket: whenever
+	// the server closes it sends an RST, and no end keeps a TIME_WAIT.
+	ResetOnClose
+	// NeverRead accepts and never calls recv(). It closes once the peer has, by RST
+	// if the peer had sent anything (tcp_close: data was not read). It can't know while
+	// the peer's FIN waits behind data that its receive buffer has no room for.
+	NeverRead
+	// NeverAccept listens and never calls accept(): the kernel does the handshakes
+	// until the accept queue is full, and drops what comes then.
+	NeverAccept
+)
+
+var modeNames = [...]string{"echo", "rst", "never-read", "never-accept"}
+
+func (m ServerMode) String() string {
+	if int(m) < len(modeNames) {
+		return modeNames[m]
+	}
+	return fmt.Sprintf("server-mode-%d", uint8(m))
+}
+
+// ParseServerMode reads echo, rst, never-read or never-accept.
+func ParseServerMode(name string) (ServerMode, error) {
+	for m, n := range modeNames {
+		if n == name {
+			return ServerMode(m), nil
+		}
+	}
+	return 0, fmt.Errorf("%q is none of echo, rst, never-read, never-accept", name)
+}
+
+// ServerPlan describes the other end of a storm. It writes First bytes to each
+// connection as soon as it has accepted it, reads Bytes bytes, writes as many back,
+// and closes as Close says; Mode has it do less.
 type ServerPlan struct {
 	Listen netip.AddrPort // port 0: the kernel chooses, see Server.Addr
 	// Bytes of the request and of the reply, 0 to 1 MiB. 0: nothing is exchanged.
 	// What the reply contains is not promised, only how much.
 	Bytes int
+	// First is how many bytes, 0 to 1 MiB, come before the reply, without waiting for
+	// the request. See Plan.ServerFirst.
+	First int
+	Mode  ServerMode
 	Close Closer
 	// Linger is SO_LINGER of the accepted sockets where the server closes first:
 	// NoLinger (the default of NewServerPlan) leaves it off; 0 is {1,0}, close by
 	// RST; whole seconds else, for which close() then blocks its shard.
 	Linger  time.Duration
 	Backlog int // 0: DefaultBacklog
-	// Shards is the number of threads, each with a listener of its own
-	// (SO_REUSEPORT if there is more than one); 0: as many as Concurrency asks for.
+	// AcceptDelay makes a slow acceptor: after every AcceptEvery accepts (0: 1) a
+	// thread accepts nothing for this long. Connections that it has accepted are
+	// served meanwhile, as by a program whose accept loop has a thread of its own,
+	// and Close does not wait for the delay to end.
+	AcceptDelay time.Duration
+	AcceptEvery int
+	// Shards is the number of threads, each with a listener and an accept queue of its
+	// own (SO_REUSEPORT if there is more than one); 0: as many as Concurrency asks for,
+	// or one where there is an AcceptDelay or the Mode is NeverAccept: one queue of
+	// Backlog connections is what those are about.
 	Shards int
 	// Concurrency is how many connections may be open at once, as far as known. It
 	// only serves to choose Shards, because the limit on open files counts for
@@ -54,8 +104,23 @@ func (p *ServerPlan) Validate() error {
 	if p.Bytes < 0 || p.Bytes > MaxBytes {
 		bad("bytes must be 0 to %d, not %d", MaxBytes, p.Bytes)
 	}
+	if p.First < 0 || p.First > MaxBytes {
+		bad("server-first must be 0 to %d, not %d", MaxBytes, p.First)
+	}
 	if int(p.Close) >= len(closerNames) {
 		bad("close must be client, server or both")
+	}
+	switch p.Mode {
+	case Echo, ResetOnClose:
+	case NeverRead, NeverAccept:
+		if p.Close != ClientCloses {
+			bad("a server that is %s waits for the client to close: close must be client, not %s", p.Mode, p.Close)
+		}
+	default:
+		bad("server must be echo, rst, never-read or never-accept")
+	}
+	if p.AcceptDelay < 0 || p.AcceptEvery < 0 {
+		bad("accept-delay and accept-every must not be negative")
 	}
 	if !validLinger(p.Linger) {
 		bad("linger must be whole seconds from 0 to 65535, not %s", p.Linger)

@@ -56,6 +56,7 @@ type serverShard struct {
 	addr   netip.AddrPort // valid when run has said ready
 
 	plan     *ServerPlan
+	toSend   int  // bytes for each connection, the server's own and the reply
 	mayBlock bool // close() may, because of SO_LINGER
 	epfd     int
 	listener int
@@ -70,6 +71,10 @@ type serverShard struct {
 	waiting   bool        // the accept queue is not known to be empty
 	starved   bool        // accept() failed for want of a descriptor or memory
 	readDrops int64       // when Drops was read, CLOCK_MONOTONIC ns
+	// Of a slow acceptor alone:
+	paused     bool // it accepts nothing until resume, CLOCK_MONOTONIC ns
+	resume     int64
+	untilPause int // accepts
 }
 
 // run is the life of the shard's thread. It says on ready, once, whether it
@@ -88,7 +93,12 @@ func (s *serverShard) run(ready chan<- error) {
 
 func (s *serverShard) setUp() error {
 	s.plan = &s.server.plan
-	s.mayBlock = s.plan.Linger > 0 && s.plan.Close != ClientCloses
+	s.toSend = s.plan.First + s.plan.Bytes
+	if s.plan.Mode == NeverRead {
+		s.toSend = s.plan.First
+	}
+	s.untilPause = s.plan.AcceptEvery
+	s.mayBlock = s.plan.Linger > 0 && s.plan.Close != ClientCloses && s.plan.Mode != ResetOnClose
 	if s.plan.Enter != nil {
 		if err := s.plan.Enter(); err != nil {
 			return err
@@ -141,8 +151,10 @@ func (s *serverShard) listen() (err error) {
 	if len(s.server.shards) > 1 {
 		options = append(options, intOption(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 	}
-	if s.plan.Linger != NoLinger && s.plan.Close != ClientCloses {
-		// Accepted sockets inherit it (sk_clone copies the flags and sk_lingertime).
+	// Accepted sockets inherit SO_LINGER (sk_clone copies the flags and sk_lingertime).
+	if s.plan.Mode == ResetOnClose {
+		options = append(options, lingerOption(1, 0))
+	} else if s.plan.Linger != NoLinger && s.plan.Close != ClientCloses {
 		options = append(options, lingerOption(1, int(s.plan.Linger/time.Second)))
 	}
 	for i := range options {
@@ -159,8 +171,10 @@ func (s *serverShard) listen() (err error) {
 	if e := sysGetsockname(fd, &a); e != 0 {
 		return fmt.Errorf("getsockname: %w", e)
 	}
-	if e := sysEpollAdd(s.epfd, fd, unix.EPOLLIN|unix.EPOLLET, 0, &s.scratch.event); e != 0 {
-		return fmt.Errorf("watch the listener: %w", e)
+	if s.plan.Mode != NeverAccept {
+		if e := sysEpollAdd(s.epfd, fd, unix.EPOLLIN|unix.EPOLLET, 0, &s.scratch.event); e != 0 {
+			return fmt.Errorf("watch the listener: %w", e)
+		}
 	}
 	s.listener = fd
 	s.addr = netip.AddrPortFrom(a.addr(), a.port())
@@ -171,16 +185,20 @@ func (s *serverShard) listen() (err error) {
 // ready. It reports whether there was anything.
 func (s *serverShard) turn(wait bool) bool {
 	accepted := s.now.Accepted
-	if s.waiting && !s.starved {
-		s.acceptSome()
+	if s.canAccept() {
+		if s.plan.AcceptDelay == 0 {
+			s.acceptSome(acceptBurst)
+		} else {
+			s.acceptSlowly()
+		}
 	}
 	var n int
 	var e unix.Errno
-	if !wait || s.waiting && !s.starved {
+	if !wait || s.canAccept() {
 		n, e = sysEpollPoll(s.epfd, s.events)
 	} else {
 		s.publish()
-		n, e = sysEpollWait(s.epfd, s.events, int(dropsEvery/time.Millisecond))
+		n, e = sysEpollWait(s.epfd, s.events, s.longestWait())
 	}
 	if e != 0 { // EINTR
 		n = 0
@@ -226,9 +244,12 @@ func (s *serverShard) askDrops() {
 	}
 }
 
+// canAccept reports whether accept() may be called now, and is worth it.
+func (s *serverShard) canAccept() bool { return s.waiting && !s.starved && !s.paused }
+
 // finish takes what the kernel has ready and closes everything.
 func (s *serverShard) finish() {
-	s.waiting, s.starved = true, false
+	s.waiting, s.starved = s.plan.Mode != NeverAccept, false
 	// The bound is for a storm that goes on: it could fill the queue for ever.
 	for range s.plan.Backlog/acceptBurst + 2 {
 		if !s.turn(false) {
@@ -246,8 +267,39 @@ func (s *serverShard) finish() {
 	s.publish()
 }
 
-func (s *serverShard) acceptSome() {
-	for range acceptBurst {
+// acceptSlowly accepts what a slow acceptor may until its next delay.
+func (s *serverShard) acceptSlowly() {
+	before := s.now.Accepted
+	s.acceptSome(min(acceptBurst, s.untilPause))
+	s.untilPause -= int(s.now.Accepted - before)
+	if s.untilPause == 0 {
+		s.untilPause = s.plan.AcceptEvery
+		s.paused, s.resume = true, clock.Mono()+int64(s.plan.AcceptDelay)
+	}
+}
+
+// longestWait returns for how many milliseconds the shard may block, and ends the
+// delay of a slow acceptor when it is over. The delay's last part, which epoll can't
+// measure, is slept: nothing has to wait for it for long.
+func (s *serverShard) longestWait() int {
+	if !s.paused {
+		return int(dropsEvery / time.Millisecond)
+	}
+	left := time.Duration(s.resume - clock.Mono())
+	if left >= time.Millisecond {
+		return int(min(dropsEvery, left) / time.Millisecond)
+	}
+	if left > 0 {
+		sleep := unix.NsecToTimespec(int64(left))
+		_ = unix.Nanosleep(&sleep, nil) // EINTR: a little less
+	}
+	s.paused = false
+	return 0
+}
+
+// acceptSome accepts up to most connections.
+func (s *serverShard) acceptSome(most int) {
+	for range most {
 		fd, e := sysAccept(s.listener)
 		switch e {
 		case 0:
@@ -281,6 +333,15 @@ func (s *serverShard) acceptSome() {
 // those that epoll reported, 0 right after accept().
 func (s *serverShard) serve(fd int, events uint32) {
 	c := &s.conns[fd]
+	// What is in the way of the server's own bytes is not in the way of the request:
+	// the client may read nothing before it has sent that.
+	if int(c.sent) < s.plan.First && !s.send(fd, s.plan.First) {
+		return
+	}
+	if s.plan.Mode == NeverRead {
+		s.waitForEnd(fd, events)
+		return
+	}
 	for int(c.got) < s.plan.Bytes {
 		asked := min(s.plan.Bytes-int(c.got), len(s.buffer))
 		n, e := sysRecv(fd, &s.buffer[0], asked)
@@ -298,21 +359,45 @@ func (s *serverShard) serve(fd int, events uint32) {
 			return
 		}
 	}
-	for int(c.sent) < s.plan.Bytes {
-		n, e := sysSend(fd, &pattern[c.sent], s.plan.Bytes-int(c.sent))
-		if e == unix.EAGAIN {
+	if int(c.sent) < s.toSend {
+		if !s.send(fd, s.toSend) {
+			return
+		}
+		if int(c.sent) < s.toSend {
 			s.watch(fd)
 			return
 		}
+	}
+	if s.plan.Close != ClientCloses {
+		s.close(fd, 0)
+		return
+	}
+	s.waitForEnd(fd, events)
+}
+
+// send sends as much as the kernel takes until upTo bytes are sent, and reports
+// whether the connection is still open.
+func (s *serverShard) send(fd, upTo int) bool {
+	c := &s.conns[fd]
+	for int(c.sent) < upTo {
+		size := min(upTo-int(c.sent), len(pattern)) // what the bytes are is not promised
+		n, e := sysSend(fd, &pattern[0], size)
+		if e == unix.EAGAIN {
+			return true
+		}
 		if e != 0 {
 			s.close(fd, e)
-			return
+			return false
 		}
 		c.sent += int32(n)
 	}
+	return true
+}
+
+// waitForEnd is for a connection with nothing left to do but be closed after the
+// peer has.
+func (s *serverShard) waitForEnd(fd int, events uint32) {
 	switch {
-	case s.plan.Close != ClientCloses:
-		s.close(fd, 0)
 	case events&unix.EPOLLERR != 0:
 		s.close(fd, s.socketError(fd))
 	case events&hangup != 0: // FIN
@@ -325,15 +410,16 @@ func (s *serverShard) serve(fd int, events uint32) {
 // watch makes sure that epoll reports what the connection waits for.
 func (s *serverShard) watch(fd int) {
 	c := &s.conns[fd]
-	unsent := int(c.sent) < s.plan.Bytes
+	unsent := int(c.sent) < s.toSend
+	canSend := int(c.sent) < s.plan.First || unsent && int(c.got) == s.plan.Bytes
 	events := uint32(unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET)
 	var op int
 	switch {
 	case !c.watched:
 		op = unix.EPOLL_CTL_ADD
 		// With less to send, EPOLLOUT would only be one event more.
-		c.watchedOut = unsent && (s.plan.Bytes > certainSend || int(c.got) == s.plan.Bytes)
-	case int(c.got) == s.plan.Bytes && unsent && !c.watchedOut:
+		c.watchedOut = canSend || unsent && s.toSend > certainSend
+	case canSend && !c.watchedOut:
 		// Only where tcp_wmem is smaller than certainSend, or memory is short.
 		op = unix.EPOLL_CTL_MOD
 		c.watchedOut = true

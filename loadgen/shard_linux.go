@@ -81,6 +81,7 @@ type shard struct {
 	target    sockaddr
 	source    source
 	options   []sockopt
+	expected  int  // bytes from the server, its own and the reply
 	waitEOF   bool // the server closes first
 	mayBlock  bool // close() may, because of SO_LINGER
 	checkSelf bool
@@ -114,10 +115,11 @@ func newShard(id, of int, r *stormRun) *shard {
 		target:   newSockaddr(p.Target),
 		source:   newSource(p, id, of),
 		options:  sourceOptions(p),
+		expected: p.ServerFirst + p.Bytes,
 		waitEOF:  p.Close == ServerCloses,
 		mayBlock: p.Linger > 0 && p.Close != ServerCloses,
 		events:   make([]unix.EpollEvent, 256),
-		buffer:   make([]byte, min(max(p.Bytes, 1), recvBuffer)),
+		buffer:   make([]byte, min(max(p.ServerFirst+p.Bytes, 1), recvBuffer)),
 		living:   queue{none, none},
 		holding:  queue{none, none},
 	}
@@ -447,7 +449,7 @@ func (s *shard) sent(fd, n int) bool {
 		return true
 	}
 	c.state = stateReceiving
-	if s.plan.Bytes == 0 && !s.waitEOF {
+	if s.expected == 0 && !s.waitEOF {
 		return s.complete(fd, c.attempt.Connected)
 	}
 	return true
@@ -494,7 +496,7 @@ const hangup = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
 func (s *shard) receive(fd int, events uint32) {
 	c := &s.conns[fd]
 	for {
-		missing := s.plan.Bytes - int(c.got)
+		missing := s.expected - int(c.got)
 		if missing == 0 && events&(unix.EPOLLHUP|unix.EPOLLERR) == 0 {
 			// Everything is read, and this end has shut nothing down: RDHUP alone
 			// is the peer's FIN (tcp_poll), and needs no recv() to confirm it.
@@ -525,7 +527,7 @@ func (s *shard) receive(fd int, events uint32) {
 			c.attempt.FirstByte = now
 		}
 		c.got += int32(min(n, missing))
-		if int(c.got) == s.plan.Bytes && !s.waitEOF {
+		if int(c.got) == s.expected && !s.waitEOF {
 			s.complete(fd, now)
 			return
 		}

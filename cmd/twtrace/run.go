@@ -36,6 +36,10 @@ type runFlags struct {
 	allow   string
 	sources int
 	backlog int
+	server  *choice
+	delay   time.Duration
+	every   int
+	control string
 	watch   time.Duration
 	noTrace bool
 	hgrm    string
@@ -79,6 +83,7 @@ func (a *app) runCommand() *cobra.Command {
 		close:  newChoice("client", "client", "server", "both"),
 		bind:   newChoice("none", "none", "addr", "port"),
 		net:    newChoice("pair", "pair", "loopback", "host"),
+		server: newServerChoice(),
 		output: newChoice("text", "text", "json"),
 		color:  newChoice("auto", "auto", "always", "never"),
 	}
@@ -119,9 +124,14 @@ func (a *app) runCommand() *cobra.Command {
 	fl.DurationVar(&f.plan.Hold, "hold", 0, "keep each connection open after the reply")
 	fl.DurationVar(&f.plan.Timeout, "timeout", 0, "give an attempt up after this time (default: three minutes)")
 	fl.IntVar(&f.backlog, "backlog", loadgen.DefaultBacklog, "the server's listen backlog")
+	fl.Var(f.server, "server", serverHelp)
+	fl.IntVar(&f.plan.ServerFirst, "server-first", 0, "bytes that the server sends as soon as it has accepted, before the reply")
+	fl.DurationVar(&f.delay, "accept-delay", 0, "a slow acceptor: accept nothing for this time after every --accept-every accepts")
+	fl.IntVar(&f.every, "accept-every", 1, "accepts between two delays of --accept-delay")
 	fl.Var(f.net, "net", "two fresh namespaces joined by veth, one with its loopback, or this host's own")
 	fl.BoolVarP(&f.ipv6, "ipv6", "6", false, "IPv6")
 	fl.StringVar(&f.target, "target", "", "a server started elsewhere (twtrace serve) at `HOST:PORT`; implies --net host")
+	fl.StringVar(&f.control, "control", "", "`PORT` where the server of --target is asked for its counts, or none (default: its port + 1)")
 	fl.StringVar(&f.allow, "yes-i-may-load", "", "the `HOST` of --target, once more: it is not of this machine, and I may load it")
 	fl.StringArrayVar(&f.sysctls, "sysctl", nil, "set `KEY=VALUE` in the fresh namespaces (repeatable)")
 	for i, s := range shortForms {
@@ -239,6 +249,9 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 			return opts, usagef("--sources %d: towards %s this host has the addresses it has, and is never given more: use --net pair, or a target in 127.0.0.0/8", f.sources, opts.Target.Addr())
 		}
 	}
+	if err := f.serverOptions(&opts); err != nil {
+		return opts, err
+	}
 	if err := f.settings(&opts); err != nil {
 		return opts, err
 	}
@@ -273,6 +286,42 @@ func (f *runFlags) source(opts *run.Options) (err error) {
 		return usagef("--local-port-range %s: %w", f.ports, err)
 	}
 	opts.Plan.LocalPorts = loadgen.PortRange{Low: uint16(lo), High: uint16(hi)}
+	return nil
+}
+
+// serverOptions collects what the server is to do, or where the one elsewhere is asked
+// what it did.
+func (f *runFlags) serverOptions(opts *run.Options) (err error) {
+	if !opts.Target.IsValid() {
+		if f.given("control") {
+			return usagef("--control is for the server of --target: leave it out")
+		}
+		if opts.Server, err = loadgen.ParseServerMode(f.server.value); err != nil {
+			return usageError{err}
+		}
+		opts.AcceptDelay, opts.AcceptEvery = f.delay, f.every
+		if f.every < 1 {
+			return usagef("--accept-every must be at least 1, not %d", f.every)
+		}
+		check := loadgen.NewServerPlan(netip.AddrPortFrom(netip.IPv4Unspecified(), 0)) // chosen later
+		check.Mode, check.Close, check.AcceptDelay = opts.Server, opts.Plan.Close, opts.AcceptDelay
+		if err := check.Validate(); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+	for _, flag := range []string{"server", "accept-delay", "accept-every"} {
+		if f.given(flag) {
+			return usagef("--%s is of the run's own server: give it to the `twtrace serve` that --target names", flag)
+		}
+	}
+	port, err := parseControl(f.control, opts.Target.Port())
+	if err != nil {
+		return err
+	}
+	if port != 0 {
+		opts.Control = netip.AddrPortFrom(opts.Target.Addr(), port)
+	}
 	return nil
 }
 
@@ -400,6 +449,9 @@ func (a *app) warnLocalPorts(r loadgen.PortRange, s *report.Summary) {
 
 // warn says what is allowed and yet probably not meant.
 func (a *app) warn(f *runFlags, opts *run.Options) {
+	if silent := opts.Server == loadgen.NeverRead || opts.Server == loadgen.NeverAccept; silent && opts.Plan.Timeout == 0 {
+		a.log.Warn("the server will not answer: each attempt goes on until --timeout", "timeout", loadgen.DefaultTimeout)
+	}
 	for _, s := range opts.Net.Sysctls {
 		var lo, hi int
 		if s.Key != report.SysctlPortRange {

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
+	"github.com/twtrace/twtrace/internal/control"
 	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/loadgen"
 )
@@ -16,11 +19,17 @@ func (a *app) serveCommand() *cobra.Command {
 	plan := loadgen.NewServerPlan(netip.AddrPort{})
 	listen := "127.0.0.1:7007"
 	closer := newChoice("client", "client", "server", "both")
+	mode := newServerChoice()
+	plan.AcceptEvery = 1
+	controlPort := ""
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the storm's server alone, for a `twtrace run --target` elsewhere",
-		Long:  "serve reads --bytes from each connection and sends as many back; both ends need the same --bytes.\nIt prints one line when it is ready, and an account when it is stopped with Ctrl-C.",
-		Args:  noArgs,
+		Long: "serve reads --bytes from each connection and sends as many back; both ends need the same --bytes\n" +
+			"and --server-first. It prints one line when it is ready, and an account when it is stopped with Ctrl-C.\n" +
+			"On the port after its own (--control) it tells whoever connects what it has counted, as one line of\n" +
+			"JSON (twtrace.server/1): that is how the client learns it.",
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if plan.Listen, err = netip.ParseAddrPort(listen); err != nil {
@@ -29,10 +38,19 @@ func (a *app) serveCommand() *cobra.Command {
 			if plan.Close, err = loadgen.ParseCloser(closer.value); err != nil {
 				return usageError{err}
 			}
+			if plan.Mode, err = loadgen.ParseServerMode(mode.value); err != nil {
+				return usageError{err}
+			}
+			if plan.AcceptEvery < 1 {
+				return usagef("--accept-every must be at least 1, not %d", plan.AcceptEvery)
+			}
 			if err := plan.Validate(); err != nil {
 				return usageError{err}
 			}
-			return a.serve(cmd.Context(), plan)
+			if _, err := parseControl(controlPort, plan.Listen.Port()); err != nil {
+				return err
+			}
+			return a.serve(cmd.Context(), plan, controlPort)
 		},
 	}
 	fl := cmd.Flags()
@@ -40,10 +58,65 @@ func (a *app) serveCommand() *cobra.Command {
 	fl.IntVar(&plan.Bytes, "bytes", plan.Bytes, "bytes each way")
 	fl.Var(closer, "close", "who closes first")
 	fl.IntVar(&plan.Backlog, "backlog", loadgen.DefaultBacklog, "listen backlog")
+	fl.Var(mode, "server", serverHelp)
+	fl.IntVar(&plan.First, "server-first", 0, "bytes to send as soon as a connection is accepted, before the reply")
+	fl.DurationVar(&plan.AcceptDelay, "accept-delay", 0, "a slow acceptor: accept nothing for this time after every --accept-every accepts")
+	fl.IntVar(&plan.AcceptEvery, "accept-every", 1, "accepts between two delays of --accept-delay")
+	fl.StringVar(&controlPort, "control", "", "`PORT` where the counts are told, or none (default: the port after the server's)")
 	return cmd
 }
 
-func (a *app) serve(ctx context.Context, plan loadgen.ServerPlan) error {
+// serverHelp is the help of --server.
+const serverHelp = "what the server does: echo; rst: echo, and close by RST; never-read: accept, and read nothing; never-accept: listen only"
+
+func newServerChoice() *choice {
+	return newChoice("echo", "echo", "rst", "never-read", "never-accept")
+}
+
+// parseControl reads --control: the port, or 0 for none. Without one it is the port
+// after the server's, if there is any.
+func parseControl(text string, server uint16) (uint16, error) {
+	switch text {
+	case "":
+		return server + 1, nil // 0 after the last one
+	case "none":
+		return 0, nil
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || port == 0 || uint16(port) == server {
+		return 0, usagef("--control %s: want a port from 1 to 65535 that is not the server's, or none", text)
+	}
+	return uint16(port), nil
+}
+
+// tellCounts has the server's counts told on the port that --control asks for. Where none was
+// asked for and the one there is can't be had, that is no reason not to serve.
+func (a *app) tellCounts(server *loadgen.Server, asked string) (io.Closer, error) {
+	port, err := parseControl(asked, server.Addr().Port())
+	if err != nil {
+		return nil, err
+	}
+	if port == 0 {
+		return io.NopCloser(nil), nil
+	}
+	told, err := control.Listen(netip.AddrPortFrom(server.Addr().Addr(), port), func() control.Counts {
+		st := server.Stats()
+		return control.Counts{
+			Port: server.Addr().Port(), Accepted: st.Accepted, Closed: st.Closed,
+			Resets: st.Resets, Drops: st.Drops, AcceptErrors: st.AcceptErrors,
+		}
+	})
+	switch {
+	case err == nil:
+		return told, nil
+	case asked != "":
+		return nil, fmt.Errorf("--control %s: %w", asked, err)
+	}
+	a.log.Warn("clients can't ask what was accepted: choose another port with --control, or none", "err", err)
+	return io.NopCloser(nil), nil
+}
+
+func (a *app) serve(ctx context.Context, plan loadgen.ServerPlan, controlPort string) (err error) {
 	server, err := loadgen.NewServer(plan)
 	if err != nil {
 		return err
@@ -51,16 +124,24 @@ func (a *app) serve(ctx context.Context, plan loadgen.ServerPlan) error {
 	if err := server.Start(); err != nil {
 		return privilege.Explain(privilege.ServeLowPort, err) // a port below 1024, if anything
 	}
+	defer func() { err = errors.Join(err, server.Close()) }()
+	told, err := a.tellCounts(server, controlPort)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, told.Close()) }()
 	if a.dropPrivilege {
 		// It listens, be it below port 1024, and needs nothing more.
 		if err := privilege.Drop(); err != nil {
-			return errors.Join(err, server.Close())
+			return err
 		}
 	}
 	fmt.Fprintf(a.stdout, "listening on %s\n", server.Addr())
 	<-ctx.Done()
-	err = server.Close()
+	if err := server.Close(); err != nil {
+		return err
+	}
 	st := server.Stats()
 	fmt.Fprintf(a.stderr, "%d accepted, %d closed, %d dropped by the listener\n", st.Accepted, st.Closed, st.Drops)
-	return err
+	return nil
 }

@@ -193,7 +193,7 @@ func (b *Builder) Fill(s *Summary) {
 		s.Totals.PerSecond = float64(s.Totals.Finished) / s.Totals.Seconds
 	}
 	if s.Server != nil {
-		s.Server.NeverAccepted = max(0, b.connects-s.Server.Accepted)
+		s.Server.NeverAccepted = neverAccepted(b.connects, s.Server)
 	}
 	s.Joined = b.joined
 	s.TimeWait.ExpiredSeconds = lengths(b.expired)
@@ -217,6 +217,18 @@ func (b *Builder) Fill(s *Summary) {
 		}
 		return slices.Compare([]string{a.Errno, a.Phase, string(a.Cause)}, []string{b.Errno, b.Phase, string(b.Cause)})
 	})
+}
+
+// neverAccepted is what accept() did not return of connects. The own server has no
+// other clients: it can only have accepted more where an attempt was given up while
+// its handshake ended.
+func neverAccepted(connects int, s *Server) *int {
+	n := connects - s.Accepted
+	if n < 0 && s.Elsewhere {
+		return nil
+	}
+	n = max(0, n)
+	return &n
 }
 
 func lengths(seconds []float64) *Lengths {

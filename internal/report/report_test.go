@@ -31,7 +31,7 @@ func base() *Summary {
 		Schema: Schema, Version: "v0.1.0", Kernel: "6.18.44-fc-v595", Started: time.Date(2026, 3, 1, 12, 0, 0, 5, time.UTC),
 		Net: "pair", Target: "198.19.0.1:7",
 		Options: Options{
-			Loops: 2, Connections: 300, Concurrency: 300, Bytes: 100, Close: "client", Backlog: 4096, Trace: true,
+			Loops: 2, Connections: 300, Concurrency: 300, Bytes: 100, Close: "client", Backlog: 4096, ServerMode: ServerEcho, AcceptEvery: 1, Trace: true,
 		},
 		Sysctls: map[string]string{
 			SysctlPortRange: "32768 60999", SysctlReserved: "", SysctlReuse: "2", SysctlReuseWait: "1000", SysctlBuckets: "131072",

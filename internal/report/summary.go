@@ -29,7 +29,7 @@ type Summary struct {
 	Interrupted bool         `json:"interrupted"`
 	Loops       []Loop       `json:"loops"`
 	Totals      Totals       `json:"totals"`
-	Server      *Server      `json:"server"` // null: a server started elsewhere
+	Server      *Server      `json:"server"` // null: not known; the notes say why
 	TimeWait    TimeWait     `json:"time_wait"`
 	Resets      Resets       `json:"resets"`
 	Retransmits Retransmits  `json:"retransmits"`
@@ -66,7 +66,19 @@ type Options struct {
 	// LocalPortRange is IP_LOCAL_PORT_RANGE; null: not set.
 	LocalPortRange []int `json:"local_port_range"`
 	Trace          bool  `json:"trace"`
+	// ServerMode is what the server does: loadgen.ServerMode, or ServerElsewhere.
+	ServerMode   string  `json:"server"`
+	ServerFirst  int     `json:"server_first"`
+	AcceptDelayS float64 `json:"accept_delay_seconds"`
+	AcceptEvery  int     `json:"accept_every"`
 }
+
+// The values of Options.ServerMode that the summary itself knows: the server that
+// answers as it is meant to, and the one that was started by someone else.
+const (
+	ServerEcho      = "echo"
+	ServerElsewhere = "elsewhere"
+)
 
 // Loop is one loop of the storm.
 type Loop struct {
@@ -124,12 +136,17 @@ type OpenLoop struct {
 	Late       int       `json:"late"`
 }
 
-// Server is the server's own account. NeverAccepted is the attempts whose
-// connect() succeeded, less the connections that accept() returned.
+// Server is the server's own account, as it stood when everything had settled after
+// the storm. NeverAccepted is the attempts whose connect() succeeded, less the
+// connections that accept() returned; null where more were accepted than this run's
+// attempts, so that others were among them.
 type Server struct {
-	Accepted      int `json:"accepted"`
-	Closed        int `json:"closed"`
-	NeverAccepted int `json:"never_accepted"`
+	Accepted      int  `json:"accepted"`
+	Closed        int  `json:"closed"`
+	NeverAccepted *int `json:"never_accepted"`
+	// Elsewhere: the server is another process, and the counts are of all its clients
+	// since the run began.
+	Elsewhere bool `json:"elsewhere"`
 }
 
 // TimeWait is the account of TIME_WAIT minisocks, all namespaces of the run

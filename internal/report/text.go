@@ -54,6 +54,9 @@ func (t *Text) Header(s *Summary) error {
 	flags += sourceFlags(&o)
 	t.wrapHead("", "  ", fmt.Sprintf("%d × %d connections of %d bytes to %s (net %s), %s closes first, SO_LINGER %s%s",
 		o.Loops, o.Connections, o.Bytes, s.Target, s.Net, o.Close, linger, flags))
+	if text := server(&o); text != "" {
+		t.wrapHead("", "  ", text)
+	}
 	t.wrapHead("", "  ", fmt.Sprintf("Linux %s%s", s.Kernel, t.sysctls(s)))
 	t.line("")
 	t.line("%s", t.bold(fmt.Sprintf("%4s %9s %8s %9s %12s %12s %10s %9s",
@@ -79,6 +82,27 @@ func sourceFlags(o *Options) string {
 		fmt.Fprintf(&b, ", IP_LOCAL_PORT_RANGE %d-%d", r[0], r[1])
 	}
 	return b.String()
+}
+
+// server says what is special about the server, if anything is.
+func server(o *Options) string {
+	var parts []string
+	if o.ServerMode != ServerEcho && o.ServerMode != ServerElsewhere {
+		parts = append(parts, o.ServerMode)
+	}
+	if o.ServerFirst > 0 {
+		parts = append(parts, fmt.Sprintf("sends %d bytes first", o.ServerFirst))
+	}
+	if o.AcceptDelayS > 0 {
+		parts = append(parts, fmt.Sprintf("accepts nothing for %g s after every %d accepts", o.AcceptDelayS, o.AcceptEvery))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	if o.ServerMode != ServerElsewhere {
+		parts = append(parts, fmt.Sprintf("backlog %d", o.Backlog))
+	}
+	return "server: " + strings.Join(parts, ", ")
 }
 
 func (t *Text) sysctls(s *Summary) string {
@@ -234,10 +258,7 @@ func (t *Text) account(s *Summary) {
 	if r := s.Retransmits; r != (Retransmits{}) {
 		t.item("RETRANSMIT", "%d SYN, %d SYN+ACK, %d other segments", r.Syn, r.SynAck, r.Other)
 	}
-	if s.Server != nil {
-		t.item("SERVER", "%d accepted, %d closed, %d connected but never accepted",
-			s.Server.Accepted, s.Server.Closed, s.Server.NeverAccepted)
-	}
+	t.serverAccount(s.Server)
 	if !s.Options.Trace {
 		t.item("TRACE", "none: the run was not traced, so causes come from error numbers alone")
 		return
@@ -251,6 +272,22 @@ func (t *Text) account(s *Summary) {
 		t.line("           %s", t.red(fmt.Sprintf("%d events are missing: what is said above is incomplete", lost)))
 	}
 	t.coverage(s)
+}
+
+func (t *Text) serverAccount(s *Server) {
+	if s == nil {
+		t.item("SERVER", "not known what it accepted")
+		return
+	}
+	never := "not known how many connected but were never accepted: it had other clients"
+	if s.NeverAccepted != nil {
+		never = fmt.Sprintf("%d connected but never accepted", *s.NeverAccepted)
+	}
+	whose := ""
+	if s.Elsewhere {
+		whose = " (by its own account, of all its clients during the run)"
+	}
+	t.item("SERVER", "%d accepted, %d closed, %s%s", s.Accepted, s.Closed, never, whose)
 }
 
 func sides(s *Summary) string {

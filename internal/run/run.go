@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/clock"
+	"github.com/twtrace/twtrace/internal/control"
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/report"
@@ -32,8 +33,15 @@ type Options struct {
 	// Net is the network it runs in.
 	Net netlab.Options
 	// Target is a server started elsewhere; the zero value: a server of the run's own.
-	Target  netip.AddrPort
-	Backlog int // of the own server; 0: 4096
+	Target netip.AddrPort
+	// Control is where the Target's server is asked for its counts; the zero value:
+	// it is not asked.
+	Control netip.AddrPort
+	// What follows is of the own server.
+	Backlog     int // 0: 4096
+	Server      loadgen.ServerMode
+	AcceptDelay time.Duration // after every AcceptEvery accepts
+	AcceptEvery int
 	// Watch is how long to go on tracing after the storm.
 	Watch time.Duration
 	Trace bool
@@ -72,15 +80,19 @@ const settleLimit = 3 * time.Second
 
 // session is a run under way.
 type session struct {
-	opts    Options
-	lab     *netlab.Lab
-	trace   *tracer.Tracer // nil without a trace
-	server  *loadgen.Server
-	target  netip.AddrPort
-	sides   []side
-	summary *report.Summary
-	builder *report.Builder
-	joiner  *timeline.Joiner // nil without a trace
+	opts   Options
+	lab    *netlab.Lab
+	trace  *tracer.Tracer // nil without a trace
+	server *loadgen.Server
+	target netip.AddrPort
+	// What a server elsewhere had counted before the storm; nil: it was not asked, or
+	// did not answer, and notAsked says why.
+	first    *control.Counts
+	notAsked error
+	sides    []side
+	summary  *report.Summary
+	builder  *report.Builder
+	joiner   *timeline.Joiner // nil without a trace
 
 	sources  []netip.Addr   // that the storm binds; none: the kernel chooses
 	skips    uint64         // ports that bind() refused
@@ -96,7 +108,7 @@ type session struct {
 func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 	r := &session{opts: opts, reasons: make(map[uint32]int)}
 	defer func() { err = errors.Join(err, r.close()) }()
-	if err := r.setUp(); err != nil {
+	if err := r.setUp(ctx); err != nil {
 		return nil, err
 	}
 	if err := r.describe(); err != nil {
@@ -139,12 +151,15 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 		return nil, err
 	}
 	stopLines()
+	if r.summary.Server, err = r.account(ctx); err != nil {
+		return nil, err
+	}
 	return r.summary, r.sumUp(readings{before, after, stopped})
 }
 
 // setUp makes the network, the trace and the server, in this order: the trace
 // is limited to the network's namespaces, and sees the server start.
-func (r *session) setUp() (err error) {
+func (r *session) setUp(ctx context.Context) (err error) {
 	if err := r.opts.Plan.CheckKernel(); err != nil {
 		return err
 	}
@@ -152,11 +167,6 @@ func (r *session) setUp() (err error) {
 		return err
 	}
 	r.sides = r.findSides()
-	if r.opts.Trace {
-		if err := r.startTrace(); err != nil {
-			return err
-		}
-	}
 	if r.opts.Plan.Bind != loadgen.BindNone || r.opts.Net.Sources > 1 {
 		r.sources = r.lab.ClientAddrs()
 	}
@@ -165,8 +175,17 @@ func (r *session) setUp() (err error) {
 		if err := r.checkRoute(); err != nil {
 			return err
 		}
-	} else if err := r.startServer(); err != nil {
-		return err
+		r.askFirst(ctx)
+	}
+	if r.opts.Trace {
+		if err := r.startTrace(); err != nil {
+			return err
+		}
+	}
+	if !r.opts.Target.IsValid() {
+		if err := r.startServer(); err != nil {
+			return err
+		}
 	}
 	return r.watchListeners()
 }
@@ -203,7 +222,8 @@ func (r *session) checkRoute() error {
 
 func (r *session) startServer() error {
 	plan := loadgen.NewServerPlan(netip.AddrPortFrom(r.lab.ServerAddr(), echoPort))
-	plan.Bytes = r.opts.Plan.Bytes
+	plan.Bytes, plan.First = r.opts.Plan.Bytes, r.opts.Plan.ServerFirst
+	plan.Mode, plan.AcceptDelay, plan.AcceptEvery = r.opts.Server, r.opts.AcceptDelay, r.opts.AcceptEvery
 	plan.Close = r.opts.Plan.Close
 	plan.Linger = r.opts.Plan.Linger
 	plan.Backlog = r.opts.Backlog
@@ -267,8 +287,13 @@ func (r *session) describe() error {
 			Rate: p.Rate, RateTo: p.RateTo, WarmupS: r.opts.Warmup.Seconds(), IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
 			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace,
 			Sources: max(1, r.opts.Net.Sources), Bind: p.Bind.String(), NoPort: p.NoPort,
+			ServerMode: r.opts.Server.String(), ServerFirst: p.ServerFirst,
+			AcceptDelayS: r.opts.AcceptDelay.Seconds(), AcceptEvery: max(1, r.opts.AcceptEvery),
 		},
 		Sysctls: make(map[string]string),
+	}
+	if r.opts.Target.IsValid() {
+		s.Options.ServerMode = report.ServerElsewhere
 	}
 	if s.Options.Concurrency == 0 {
 		s.Options.Concurrency = p.Connections

@@ -155,8 +155,8 @@ func allFinished(t *testing.T, s *report.Summary) {
 	if s.Totals.Finished != loops*connections || s.Totals.Attempts != loops*connections {
 		t.Errorf("%d of %d finished, want %d: %v", s.Totals.Finished, s.Totals.Attempts, loops*connections, s.Totals.Errors)
 	}
-	if s.Server.Accepted != loops*connections || s.Server.Closed != loops*connections || s.Server.NeverAccepted != 0 {
-		t.Errorf("server %+v", *s.Server)
+	if s.Server.Accepted != loops*connections || s.Server.Closed != loops*connections || *s.Server.NeverAccepted != 0 {
+		t.Errorf("server %+v, %d never accepted", *s.Server, *s.Server.NeverAccepted)
 	}
 	// It may be more: when two CPUs have segments of one handshake, each makes a socket,
 	// which is counted, and one of them is thrown away (tcp_check_req, own_req).

@@ -94,13 +94,6 @@ func sameChecked(a, b []netlab.Counters) bool {
 // sumUp completes the summary after the trace has been drained.
 func (r *session) sumUp(k readings) error {
 	s := r.summary
-	if r.server != nil {
-		st := r.server.Stats()
-		s.Server = &report.Server{Accepted: int(st.Accepted), Closed: int(st.Closed)}
-		if err := r.server.Close(); err != nil {
-			return err
-		}
-	}
 	s.TimeWait.Sides = make(map[string]report.SideTimeWait)
 	s.Resets.Reasons = make(map[string]int)
 	s.CrossCheck = []report.CrossCheck{}

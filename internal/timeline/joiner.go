@@ -6,6 +6,11 @@ import (
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
+// linkDropped is -NET_XMIT_DROP as a retransmit event carries it, no error number: TCP
+// sent the segment and counted it (TCPSynRetrans), and the link had no room for it, as a
+// veth has none beyond net.core.netdev_max_backlog of its peer.
+const linkDropped tcp.Errno = 1<<16 - 1
+
 // Totals is what the kernel's events of one network namespace add up to.
 type Totals struct {
 	ActiveOpens   uint64 // CLOSE > SYN_SENT
@@ -360,7 +365,7 @@ func (t *Totals) add(ev *tcp.Event, opts *Options) {
 		t.RstReceived++
 	case tcp.KindRetransmit:
 		switch {
-		case ev.Errno != 0: // it could not be sent
+		case ev.Errno != 0 && ev.Errno != linkDropped: // it could not be sent
 		case ev.Old == tcp.SynSent, ev.Old == tcp.SynRecv:
 			t.SynRetransmits++
 		default:

@@ -631,6 +631,7 @@ func TestTotals(t *testing.T) {
 		{"RST sent", tcp.Event{Kind: tcp.KindRstSent}, Totals{RstSent: 1}},
 		{"SYN again", tcp.Event{Kind: tcp.KindRetransmit, Old: tcp.SynSent, New: tcp.SynSent}, Totals{SynRetransmits: 1}},
 		{"SYN again, but not sent", tcp.Event{Kind: tcp.KindRetransmit, Old: tcp.SynSent, Errno: tcp.ENOBUFS}, Totals{}},
+		{"SYN again, dropped by the link", tcp.Event{Kind: tcp.KindRetransmit, Old: tcp.SynSent, Errno: 65535}, Totals{SynRetransmits: 1}},
 		{"data again", tcp.Event{Kind: tcp.KindRetransmit, Old: tcp.Established, New: tcp.Established}, Totals{Retransmits: 1}},
 		{"SYN+ACK again", tcp.Event{Kind: tcp.KindSynAckRetransmit, Old: tcp.NewSynRecv}, Totals{SynAckRetransmits: 1}},
 		{"RST received", tcp.Event{Kind: tcp.KindRstReceived}, Totals{RstReceived: 1}},
