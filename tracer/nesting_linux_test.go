@@ -79,9 +79,9 @@ func nest(t *testing.T, ring int) uint64 {
 	for kind, w := range witnesses {
 		missing := w.seen - st.ByKind[kind] - st.LostByKind[kind]
 		ok := missing == 0 || missing == w.onInit
-		if ring != 0 {
+		if ring != 0 || canPreempt() {
 			// What a twin found no room for is among the skipped.
-			ok = missing <= w.onInit+st.SkippedRecursion-st.Rescued
+			ok = missing <= w.onInit+st.SkippedRecursion-min(st.Rescued, st.SkippedRecursion)
 		}
 		if !ok {
 			t.Errorf("%v: %d recorded and %d lost, of %d, of which %d on top of process 1", kind, st.ByKind[kind], st.LostByKind[kind],
@@ -90,12 +90,22 @@ func nest(t *testing.T, ring int) uint64 {
 	}
 	// More can be rescued than were skipped: a twin that lost the note of another namespace's
 	// event counts as skipped there what was not.
-	if ring == 0 && (st.SkippedRecursion > st.Rescued || st.LostRing != 0) {
+	if ring == 0 && (st.SkippedRecursion > st.Rescued && !canPreempt() || st.LostRing != 0) {
 		t.Errorf("%d skipped, %d rescued; %d lost", st.SkippedRecursion, st.Rescued, st.LostRing)
 	}
 	t.Logf("%d changes of state, %d on top of process 1; %d lost, %d skipped, %d rescued, %d duplicates",
 		witnesses[tcp.KindState].seen, witnesses[tcp.KindState].onInit, st.LostRing, st.SkippedRecursion, st.Rescued, st.Duplicates)
 	return st.SkippedRecursion
+}
+
+// canPreempt reports whether a task can be preempted in a tracepoint, so that main program
+// and twin can both be held up: what comes then is skipped, and said to be (KNOWN_ISSUES.md).
+func canPreempt() bool {
+	var uts unix.Utsname
+	var major int
+	_ = unix.Uname(&uts)
+	_, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.", &major)
+	return err == nil && major >= 7
 }
 
 // witness counts a tracepoint with the kernel's event tracer, and how often it was hit
