@@ -168,6 +168,10 @@ func TestTwoTraces(t *testing.T) {
 			}
 		}
 		same := func(a, b Event) bool {
+			// A tick can pass between one trace's program and the other's.
+			if a.Ticks != b.Ticks && a.Ticks-b.Ticks+1 <= 2 {
+				a.Ticks = b.Ticks
+			}
 			// Nor does it know who listened before it began.
 			for _, ev := range []*Event{&a, &b} {
 				ev.Seq, ev.MonoNS, ev.Owner = 0, 0, tcp.Owner{}
