@@ -29,35 +29,49 @@ import (
 // timer. It must run on a goroutine whose thread has the process's table.
 func startPoller() { time.Sleep(time.Nanosecond) }
 
-// privateFDs gives the calling thread a file-descriptor table of its own, which
-// holds of the process's only 0, 1, 2, the epoll instances and the eventfds; of
-// those there must be wake. It returns the highest descriptor left. On an error
-// the thread must not go on.
-//
-// The table is read after unshare: nothing but this thread can open files in it
-// from then on, so that no descriptor can slip in between reading and closing.
+// privateFDs gives the calling thread a file-descriptor table of its own, and drops from
+// it what is the process's: see unshareFDs and dropFDs.
 func privateFDs(wake int) (highest int, err error) {
-	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
-		return 0, fmt.Errorf("unshare the table of open files: %w", err)
+	if err := unshareFDs(); err != nil {
+		return 0, err
 	}
+	return dropFDs(wake, -1)
+}
+
+// unshareFDs gives the calling thread a copy of the process's file-descriptor table. On an
+// error of this or of dropFDs the thread must not go on.
+func unshareFDs() error {
+	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+		return fmt.Errorf("unshare the table of open files: %w", err)
+	}
+	return nil
+}
+
+// dropFDs closes in the calling thread's own table everything but 0, 1, 2, the epoll
+// instances and the eventfds, of which there must be wake, and keep. It returns the highest
+// descriptor left.
+//
+// The table is read after unshareFDs: nothing but this thread can open files in it
+// from then on, so that no descriptor can slip in between reading and closing.
+func dropFDs(wake, keep int) (highest int, err error) {
 	fds, err := listFDs()
 	if err != nil {
 		return 0, fmt.Errorf("list the thread's open files: %w", err)
 	}
 	var pollers, wakes int
 	for _, fd := range fds {
-		keep := fd.number <= 2
+		kept := fd.number <= 2 || fd.number == keep
 		switch fd.link {
 		case "anon_inode:[eventpoll]":
-			keep = true
+			kept = true
 			pollers++
 		case "anon_inode:[eventfd]":
-			keep = true
+			kept = true
 			if fd.number == wake {
 				wakes++
 			}
 		}
-		if keep {
+		if kept {
 			highest = max(highest, fd.number)
 			continue
 		}
@@ -156,8 +170,8 @@ func shardsFor(n, limit int, fill float64) int {
 }
 
 // wakeUp is an eventfd that is in every shard's table because it was made before
-// they were. It is written once, to stop them, and never read, so that every
-// epoll instance that watches it sees it.
+// they were. It is written when there is news for them, and never read: every epoll
+// instance that watches it, for edges, sees each write.
 type wakeUp struct{ fd int }
 
 func newWakeUp() (wakeUp, error) {

@@ -2,6 +2,7 @@ package loadgen
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
 	"testing"
@@ -149,6 +150,58 @@ func TestShardsFor(t *testing.T) {
 	} {
 		if got := shardsFor(c.n, c.limit, c.fill); got != c.want {
 			t.Errorf("shardsFor(%d, %d, %v) = %d, not %d", c.n, c.limit, c.fill, got, c.want)
+		}
+	}
+}
+
+// TestSteering: over loopback each of the server's threads accepts what a client's thread on
+// the same processor opened, whether there is one of them or two.
+func TestSteering(t *testing.T) {
+	cpus, err := AllowedCPUs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cpus) < 2 {
+		t.Skip("one processor")
+	}
+	for _, each := range []int{1, 2} {
+		server := NewServerPlan(netip.MustParseAddrPort("127.0.0.1:0"))
+		server.CPUs, server.Shards = cpus, each*len(cpus)
+		s, err := NewServer(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start(); err != nil {
+			t.Fatal(err)
+		}
+		opened := make([]uint64, len(cpus))
+		plan := NewPlan(s.Addr())
+		plan.Loops, plan.Connections, plan.Shards, plan.CPUs = 1, 200*len(cpus)+1, len(cpus), cpus
+		plan.OnAttempts = func(attempts []Attempt) {
+			for i := range attempts {
+				opened[attempts[i].Shard]++
+			}
+		}
+		st, err := NewStorm(plan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := st.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		accepted := make([]uint64, len(cpus))
+		for i, sh := range s.shards {
+			n := sh.counts.accepted.Load()
+			accepted[i%len(cpus)] += n
+			if n == 0 {
+				t.Errorf("%d a processor: thread %d accepted nothing", each, i)
+			}
+		}
+		if !slices.Equal(accepted, opened) {
+			t.Errorf("%d a processor: accepted %v of %v opened", each, accepted, opened)
 		}
 	}
 }

@@ -52,7 +52,7 @@ func NewServer(p ServerPlan) (*Server, error) {
 	}
 	s := &Server{plan: p, addr: p.Listen}
 	for i := range n {
-		s.shards = append(s.shards, &serverShard{id: i, server: s})
+		s.shards = append(s.shards, &serverShard{id: i, server: s, guests: make(chan func(), 1)})
 	}
 	return s, nil
 }
@@ -123,7 +123,8 @@ func (s *Server) Stats() ServerStats {
 // kernel has ready at that moment, so that Accepted has every connection whose
 // handshake was done before, and closes them with all others; a slow acceptor takes
 // no more than it would have until its next delay, and one that never accepts,
-// nothing: the kernel resets what is left in the accept queue. Closing a server
+// nothing: the kernel resets what is left in the accept queue. A storm on the
+// server's threads (Plan.Host) has to have ended. Closing a server
 // again, or one that was never started, does nothing. The error is nil.
 func (s *Server) Close() error {
 	s.mu.Lock()

@@ -77,6 +77,10 @@ type ServerPlan struct {
 	// or one where there is an AcceptDelay or the Mode is NeverAccept: one queue of
 	// Backlog connections is what those are about.
 	Shards int
+	// CPUs, if not empty, are the processors that the threads are bound to, in turn. If
+	// none is left without a thread, a connection is accepted by one on the processor
+	// that handled its SYN: over loopback and veth, the client's own.
+	CPUs []int
 	// Concurrency is how many connections may be open at once, as far as known. It
 	// only serves to choose Shards, because the limit on open files counts for
 	// each shard separately.
@@ -84,6 +88,9 @@ type ServerPlan struct {
 	// Enter, if set, is called on every thread of the server before it opens its
 	// first socket. See Plan.Enter.
 	Enter func() error
+	// EnterGuests, if set, is called on every thread once it listens, for the sockets of a
+	// storm on the server's threads (Plan.Host): a listener stays in its namespace.
+	EnterGuests func() error
 }
 
 // NewServerPlan returns the server that fits NewPlan: 100 bytes each way, the

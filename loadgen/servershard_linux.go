@@ -2,6 +2,7 @@ package loadgen
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,9 @@ type serverShard struct {
 	counts counts
 	addr   netip.AddrPort // valid when run has said ready
 
+	// guests are shards of storms that this thread is to run (Plan.Host).
+	guests chan func()
+
 	plan     *ServerPlan
 	toSend   int  // bytes for each connection, the server's own and the reply
 	mayBlock bool // close() may, because of SO_LINGER
@@ -86,7 +90,12 @@ func (s *serverShard) run(ready chan<- error) {
 	}
 	ready <- nil
 	for !s.server.stop.Load() {
-		s.turn(true)
+		select {
+		case guest := <-s.guests:
+			guest()
+		default:
+			s.turn(true)
+		}
 	}
 	s.finish()
 }
@@ -104,10 +113,33 @@ func (s *serverShard) setUp() error {
 			return err
 		}
 	}
-	highest, err := privateFDs(s.server.wake.fd)
+	if err := bindToCPU(s.plan.CPUs, s.id); err != nil {
+		return err
+	}
+	if err := unshareFDs(); err != nil {
+		return err
+	}
+	if err := s.listen(); err != nil {
+		return err
+	}
+	if s.plan.EnterGuests != nil {
+		if err := s.plan.EnterGuests(); err != nil {
+			return err
+		}
+	}
+	highest, err := dropFDs(s.server.wake.fd, s.listener)
 	if err != nil {
 		return err
 	}
+	if err := s.setUpTable(highest); err != nil {
+		_ = sysClose(s.listener)
+		return err
+	}
+	return nil
+}
+
+// setUpTable makes what the descriptors up to the limit need.
+func (s *serverShard) setUpTable(highest int) error {
 	limit, err := fdLimit()
 	if err != nil {
 		return err
@@ -122,15 +154,16 @@ func (s *serverShard) setUp() error {
 	if n := s.plan.Concurrency; n != 0 || limit > 1<<16 {
 		expected = min(limit, highest+1+fdReserve+n)
 	}
-	if err := expandFDs(s.epfd, expected-1); err != nil {
-		_ = sysClose(s.epfd)
-		return err
+	err = expandFDs(s.epfd, expected-1)
+	if err == nil && s.plan.Mode != NeverAccept {
+		if e := sysEpollAdd(s.epfd, s.listener, unix.EPOLLIN|unix.EPOLLET, 0, &s.scratch.event); e != 0 {
+			err = fmt.Errorf("watch the listener: %w", e)
+		}
 	}
-	if err := s.listen(); err != nil {
+	if err != nil {
 		_ = sysClose(s.epfd)
-		return err
 	}
-	return nil
+	return err
 }
 
 // listen opens the listener on the server's address, which has the port of the
@@ -171,9 +204,10 @@ func (s *serverShard) listen() (err error) {
 	if e := sysGetsockname(fd, &a); e != 0 {
 		return fmt.Errorf("getsockname: %w", e)
 	}
-	if s.plan.Mode != NeverAccept {
-		if e := sysEpollAdd(s.epfd, fd, unix.EPOLLIN|unix.EPOLLET, 0, &s.scratch.event); e != 0 {
-			return fmt.Errorf("watch the listener: %w", e)
+	// The last one completes the group.
+	if n := len(s.server.shards); len(s.plan.CPUs) > 1 && n >= len(s.plan.CPUs) && s.id == n-1 {
+		if err := steerByCPU(fd, n, s.plan.CPUs); err != nil {
+			return err
 		}
 	}
 	s.listener = fd
@@ -185,13 +219,7 @@ func (s *serverShard) listen() (err error) {
 // ready. It reports whether there was anything.
 func (s *serverShard) turn(wait bool) bool {
 	accepted := s.now.Accepted
-	if s.canAccept() {
-		if s.plan.AcceptDelay == 0 {
-			s.acceptSome(acceptBurst)
-		} else {
-			s.acceptSlowly()
-		}
-	}
+	s.acceptWaiting()
 	var n int
 	var e unix.Errno
 	if !wait || s.canAccept() {
@@ -203,23 +231,40 @@ func (s *serverShard) turn(wait bool) bool {
 	if e != 0 { // EINTR
 		n = 0
 	}
-	served := 0
 	for i := range s.events[:n] {
-		ev := &s.events[i]
-		fd := int(ev.Fd)
-		switch {
-		case fd == s.listener:
-			s.waiting = true
-		case fd == s.server.wake.fd: // stop is set
-			continue
-		case s.conns[fd].open && s.conns[fd].generation == ev.Pad:
-			s.serve(fd, ev.Events)
-		}
-		served++
+		s.handle(&s.events[i])
 	}
+	s.endTurn(n)
+	return n != 0 || s.now.Accepted != accepted
+}
+
+// acceptWaiting accepts what may be accepted now.
+func (s *serverShard) acceptWaiting() {
+	switch {
+	case !s.canAccept():
+	case s.plan.AcceptDelay == 0:
+		s.acceptSome(acceptBurst)
+	default:
+		s.acceptSlowly()
+	}
+}
+
+// handle is for an event of the shard's epoll instance. Some are nobody's: the wake-up,
+// and what was reported of a connection that is closed by now.
+func (s *serverShard) handle(ev *unix.EpollEvent) {
+	fd := int(ev.Fd)
+	switch {
+	case fd == s.listener:
+		s.waiting = true
+	case s.conns[fd].open && s.conns[fd].generation == ev.Pad:
+		s.serve(fd, ev.Events)
+	}
+}
+
+// endTurn is for the end of a turn in which there were n events.
+func (s *serverShard) endTurn(n int) {
 	s.starved = s.starved && n != 0 // else try again: others may have freed what was missing
 	s.publish()
-	return served != 0 || s.now.Accepted != accepted
 }
 
 // publish makes the counts visible, and reads the listener's now and then.
@@ -323,7 +368,8 @@ func (s *serverShard) acceptSome(most int) {
 			continue
 		}
 		c := &s.conns[fd]
-		*c = serverConn{generation: c.generation + 1, open: true}
+		// Below 0: those of a guest, whose events come in the same place, are above.
+		*c = serverConn{generation: (c.generation + 1) | math.MinInt32, open: true}
 		// The request is often there already: serving at once saves an event.
 		s.serve(fd, 0)
 	}

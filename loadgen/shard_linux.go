@@ -3,6 +3,7 @@ package loadgen
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"time"
 	"unsafe"
 
@@ -12,7 +13,7 @@ import (
 
 const (
 	// burst is how many connections a shard opens before it serves events again.
-	burst = 32
+	burst = 8
 	// burstTime bounds a burst whose connects are slow: with few ports left each
 	// one can search for milliseconds (inet_hash_connect).
 	burstTime = 2 * time.Millisecond
@@ -73,6 +74,7 @@ type shard struct {
 	id    int
 	plan  *Plan
 	storm *stormRun
+	host  *serverShard   // whose thread it is, and whose other end; nil: its own
 	start chan loopStart // the loop to run next; has room for one
 	out   outlet
 
@@ -116,6 +118,7 @@ func newShard(id, of int, r *stormRun) *shard {
 		source:   newSource(p, id, of),
 		options:  sourceOptions(p),
 		expected: p.ServerFirst + p.Bytes,
+		host:     r.hostOf(id),
 		waitEOF:  p.Close == ServerCloses,
 		mayBlock: p.Linger > 0 && p.Close != ServerCloses,
 		events:   make([]unix.EpollEvent, 256),
@@ -147,24 +150,43 @@ func (s *shard) run(ready chan<- error) {
 	if err != nil {
 		return
 	}
-	for begin := range s.start {
+	for {
+		begin, ok := s.next()
+		if !ok {
+			break
+		}
 		s.runLoop(begin)
 		s.out.flush(begin.loop)
 	}
-	// The thread's table goes with the thread, some time after this goroutine.
-	_ = sysClose(s.epfd)
+	if s.host == nil {
+		// The thread's table goes with the thread, some time after this goroutine.
+		_ = sysClose(s.epfd)
+	}
+}
+
+// next waits for the next loop, and reports whether there is one.
+func (s *shard) next() (begin loopStart, ok bool) {
+	if s.host == nil {
+		begin, ok = <-s.start
+		return begin, ok
+	}
+	for {
+		select {
+		case begin, ok = <-s.start:
+			return begin, ok
+		default:
+			s.host.turn(true)
+		}
+	}
 }
 
 func (s *shard) setUp() error {
-	if s.plan.Enter != nil {
+	if s.plan.Enter != nil && s.host == nil {
 		if err := s.plan.Enter(); err != nil {
 			return setupError("client shard", s.id, err)
 		}
 	}
-	highest, err := privateFDs(s.storm.wake.fd)
-	if err == nil {
-		s.epfd, err = newEpoll(s.storm.wake.fd)
-	}
+	highest, err := s.setUpThread()
 	if err != nil {
 		return setupError("client shard", s.id, err)
 	}
@@ -178,7 +200,11 @@ func (s *shard) setUp() error {
 	if err == nil {
 		// Descriptors are given out lowest first, so that the highest one there can
 		// be is known, and an array will do to find a connection.
-		s.conns = make([]conn, min(limit, highest+1+fdReserve+s.window))
+		most := highest + 1 + fdReserve + s.window
+		if s.host != nil {
+			most += s.window + s.plan.Host.plan.Backlog // the other ends
+		}
+		s.conns = make([]conn, min(limit, most))
 		err = expandFDs(s.epfd, len(s.conns)-1)
 	}
 	if err == nil {
@@ -188,10 +214,29 @@ func (s *shard) setUp() error {
 		s.checkSelf, err = canSelfConnect(s.plan.Target)
 	}
 	if err != nil {
-		_ = sysClose(s.epfd)
+		if s.host == nil {
+			_ = sysClose(s.epfd)
+		}
 		return setupError("client shard", s.id, err)
 	}
 	return nil
+}
+
+// setUpThread makes the epoll instance, and returns the highest descriptor in use. A
+// host's thread has done it all before.
+func (s *shard) setUpThread() (highest int, err error) {
+	if s.host != nil {
+		s.epfd = s.host.epfd
+		return s.host.listener, nil
+	}
+	if err := bindToCPU(s.plan.CPUs, s.id); err != nil {
+		return 0, err
+	}
+	if highest, err = privateFDs(s.storm.wake.fd); err != nil {
+		return 0, err
+	}
+	s.epfd, err = newEpoll(s.storm.wake.fd)
+	return highest, err
 }
 
 // runLoop opens the shard's part of a loop, keeping up to window connections
@@ -207,14 +252,30 @@ func (s *shard) runLoop(begin loopStart) {
 		if s.open == 0 && s.opened == s.count {
 			return
 		}
+		if s.host != nil {
+			s.host.acceptWaiting()
+		}
 		n := s.wait()
 		for i := range s.events[:n] {
-			ev := &s.events[i]
-			if c := &s.conns[ev.Fd]; c.state != stateFree && c.generation == ev.Pad {
-				s.serve(int(ev.Fd), ev.Events)
-			}
+			s.handle(&s.events[i])
+		}
+		if s.host != nil {
+			s.host.endTurn(n)
 		}
 		s.tick()
+	}
+}
+
+// handle is for an event of the shard's epoll instance.
+func (s *shard) handle(ev *unix.EpollEvent) {
+	if int(ev.Fd) < len(s.conns) {
+		if c := &s.conns[ev.Fd]; c.state != stateFree && c.generation == ev.Pad {
+			s.serve(int(ev.Fd), ev.Events)
+			return
+		}
+	}
+	if s.host != nil {
+		s.host.handle(ev)
 	}
 }
 
@@ -223,7 +284,7 @@ func (s *shard) wait() int {
 	var n int
 	var e unix.Errno
 	switch {
-	case s.canOpen():
+	case s.canOpen() || s.host != nil && s.host.canAccept():
 		n, e = sysEpollPoll(s.epfd, s.events)
 	case s.pace == nil:
 		n, e = sysEpollWait(s.epfd, s.events, s.untilNext())
@@ -255,6 +316,9 @@ func (s *shard) untilNext() int {
 	}
 	if len(s.out.current) != 0 {
 		earlier(s.out.oldest + int64(flushAfter))
+	}
+	if s.host != nil {
+		earlier(clock.Mono() + int64(time.Duration(s.host.longestWait())*time.Millisecond))
 	}
 	if due < 0 {
 		return -1
@@ -361,7 +425,7 @@ func (s *shard) openOne() int64 {
 	c := &s.conns[fd]
 	c.attempt = a
 	c.sent, c.got = 0, 0
-	c.generation++
+	c.generation = (c.generation + 1) & math.MaxInt32
 	c.state = stateNew
 	c.deadline = a.Started + int64(s.plan.Timeout)
 	s.push(&s.living, fd)
@@ -393,6 +457,13 @@ func (s *shard) openOne() int64 {
 	if e := sysConnect(fd, &s.target); e != 0 && e != unix.EINPROGRESS && e != unix.EINTR {
 		s.end(fd, PhaseConnect, e, 0)
 		return a.Started
+	}
+	if c.attempt.LocalPort == 0 {
+		if e := sysGetsockname(fd, &s.scratch.name); e != 0 {
+			s.end(fd, PhaseConnect, e, 0)
+			return a.Started
+		}
+		c.attempt.LocalPort = s.scratch.name.port()
 	}
 	if !s.established(fd) {
 		return a.Started
@@ -592,12 +663,11 @@ func (s *shard) socketError(fd int) unix.Errno {
 
 // isSelfConnected reports whether the socket's own address is its peer's.
 func (s *shard) isSelfConnected(fd int) bool {
-	name := &s.scratch.name
-	if e := sysGetsockname(fd, name); e != 0 {
+	if s.conns[fd].attempt.LocalPort != s.target.port() {
 		return false
 	}
-	s.conns[fd].attempt.LocalPort = name.port()
-	return name.port() == s.target.port() && name.addr() == s.target.addr()
+	name := &s.scratch.name
+	return sysGetsockname(fd, name) == 0 && name.addr() == s.target.addr()
 }
 
 func (s *shard) push(q *queue, fd int) {

@@ -33,6 +33,9 @@ func NewStorm(p Plan) (*Storm, error) {
 		p.Timeout = DefaultTimeout
 	}
 	shards := p.Shards
+	if p.Host != nil {
+		shards = p.Host.Shards()
+	}
 	if shards == 0 {
 		limit, err := fdLimit()
 		if err != nil {
@@ -54,13 +57,17 @@ func (s *Storm) Shards() int { return s.shards }
 // and epoll instances. Connections that fail are a result.
 func (s *Storm) Run(ctx context.Context) (Result, error) {
 	startPoller()
-	wake, err := newWakeUp()
-	if err != nil {
-		return Result{}, err
+	r := stormRun{plan: &s.plan}
+	if s.plan.Host != nil {
+		// The one that its threads have; it may be written as often as one likes.
+		r.wake = s.plan.Host.wake
+	} else {
+		var err error
+		if r.wake, err = newWakeUp(); err != nil {
+			return Result{}, err
+		}
+		defer r.wake.close()
 	}
-	defer wake.close()
-
-	r := stormRun{plan: &s.plan, wake: wake}
 	r.collector = newCollector(&s.plan, s.shards)
 	if err := r.startShards(s.shards); err != nil {
 		return Result{}, err
@@ -112,11 +119,17 @@ func (r *stormRun) startShards(n int) error {
 		sh := newShard(i, n, r)
 		r.shards = append(r.shards, sh)
 		r.running.Add(1)
-		go onDisposableThread(func() {
+		run := func() {
 			defer r.running.Done()
 			sh.run(ready)
-		})
+		}
+		if sh.host != nil {
+			sh.host.guests <- run
+		} else {
+			go onDisposableThread(run)
+		}
 	}
+	r.wakeHost()
 	var errs []error
 	for range n {
 		if err := <-ready; err != nil {
@@ -134,7 +147,23 @@ func (r *stormRun) stopShards() {
 	for _, sh := range r.shards {
 		close(sh.start)
 	}
+	r.wakeHost()
 	r.running.Wait()
+}
+
+// hostOf returns the server's thread that shard i of the storm runs on; nil: one of its own.
+func (r *stormRun) hostOf(i int) *serverShard {
+	if r.plan.Host == nil {
+		return nil
+	}
+	return r.plan.Host.shards[i]
+}
+
+// wakeHost makes the server's threads look for what the storm has for them.
+func (r *stormRun) wakeHost() {
+	if r.plan.Host != nil {
+		r.wake.wake()
+	}
 }
 
 // loops runs the loops one after the other until they or ctx end.
@@ -148,6 +177,7 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 		for _, sh := range r.shards {
 			sh.start <- begin
 		}
+		r.wakeHost()
 		var done loopDone
 		select {
 		case done = <-r.collector.loopDone:

@@ -218,7 +218,7 @@ func newEpoll(wake int) (int, error) {
 		return -1, fmt.Errorf("create an epoll instance: %w", err)
 	}
 	var scratch unix.EpollEvent
-	if e := sysEpollAdd(epfd, wake, unix.EPOLLIN, 0, &scratch); e != 0 {
+	if e := sysEpollAdd(epfd, wake, unix.EPOLLIN|unix.EPOLLET, 0, &scratch); e != 0 {
 		_ = sysClose(epfd)
 		return -1, fmt.Errorf("watch the eventfd: %w", e)
 	}

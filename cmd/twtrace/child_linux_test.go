@@ -93,10 +93,12 @@ func loopbackUp() error {
 // refusePortRange has every thread's setsockopt() of IP_LOCAL_PORT_RANGE fail with
 // ENOPROTOOPT (do_ip_setsockopt of a kernel that does not know it).
 func refusePortRange() error {
-	const nr, arg2 = 0, 32 // offsets in struct seccomp_data; the low half of the third argument
+	const nr, arg1, arg2 = 0, 24, 32 // offsets in struct seccomp_data; the low halves of the second and third argument
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: nr},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SETSOCKOPT, Jf: 3},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SETSOCKOPT, Jf: 5},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: arg1},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_IP, Jf: 3},
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: arg2},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IP_LOCAL_PORT_RANGE, Jf: 1},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOPROTOOPT)},

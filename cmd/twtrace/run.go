@@ -123,6 +123,7 @@ func (a *app) runCommand() *cobra.Command {
 	fl.DurationVar(&f.plan.Interval, "interval", 0, "pause between loops")
 	fl.DurationVar(&f.plan.Hold, "hold", 0, "keep each connection open after the reply")
 	fl.DurationVar(&f.plan.Timeout, "timeout", 0, "give an attempt up after this time (default: three minutes)")
+	fl.IntVar(&f.plan.Shards, "shards", 0, "threads of the client, and of the server; 0: one a processor, each with both ends of its connections, where that changes nothing but the speed")
 	fl.IntVar(&f.backlog, "backlog", loadgen.DefaultBacklog, "the server's listen backlog")
 	fl.Var(f.server, "server", serverHelp)
 	fl.IntVar(&f.plan.ServerFirst, "server-first", 0, "bytes that the server sends as soon as it has accepted, before the reply")

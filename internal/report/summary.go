@@ -60,8 +60,10 @@ type Options struct {
 	HoldS       float64  `json:"hold_seconds"`
 	WatchS      float64  `json:"linger_watch_seconds"`
 	IPv6        bool     `json:"ipv6"`
-	Sources     int      `json:"sources"` // addresses that the connections came from
-	Bind        string   `json:"bind"`    // who chose their port: none, addr, port
+	Shards      int      `json:"shards"`   // threads of each end; 0: chosen by itself
+	Together    bool     `json:"together"` // each thread is both ends of its connections
+	Sources     int      `json:"sources"`  // addresses that the connections came from
+	Bind        string   `json:"bind"`     // who chose their port: none, addr, port
 	NoPort      bool     `json:"no_port"`
 	// LocalPortRange is IP_LOCAL_PORT_RANGE; null: not set.
 	LocalPortRange []int `json:"local_port_range"`

@@ -54,6 +54,9 @@ func (t *Text) Header(s *Summary) error {
 	flags += sourceFlags(&o)
 	t.wrapHead("", "  ", fmt.Sprintf("%d × %d connections of %d bytes to %s (net %s), %s closes first, SO_LINGER %s%s",
 		o.Loops, o.Connections, o.Bytes, s.Target, s.Net, o.Close, linger, flags))
+	if o.Together {
+		t.wrapHead("", "  ", "each thread is both ends of its connections (--shards 1: a thread for each end)")
+	}
 	if text := server(&o); text != "" {
 		t.wrapHead("", "  ", text)
 	}

@@ -94,6 +94,7 @@ type session struct {
 	builder  *report.Builder
 	joiner   *timeline.Joiner // nil without a trace
 
+	together bool           // the server's threads are the storm's too
 	sources  []netip.Addr   // that the storm binds; none: the kernel chooses
 	skips    uint64         // ports that bind() refused
 	reasons  map[uint32]int // of RSTs sent; touched by the pump alone until it ends
@@ -232,6 +233,14 @@ func (r *session) startServer() error {
 		plan.Concurrency = r.opts.Plan.Connections
 	}
 	plan.Enter = r.lab.Server().Enter
+	cpus, err := loadgen.Together(&r.opts.Plan, &plan)
+	if err != nil {
+		return err
+	}
+	if plan.Shards = r.opts.Plan.Shards; len(cpus) != 0 {
+		r.together = true
+		plan.Shards, plan.CPUs, plan.EnterGuests = len(cpus), cpus, r.lab.Client().Enter
+	}
 	first, last := echoPort, echoPort
 	if r.opts.Net.Kind == netlab.Host {
 		first, last = hostPortFirst, hostPortLast
@@ -285,7 +294,7 @@ func (r *session) describe() error {
 			Loops: p.Loops, Connections: p.Connections, Concurrency: p.Concurrency, Bytes: p.Bytes,
 			ReusePort: p.ReusePort, ReuseAddr: p.ReuseAddr, Close: p.Close.String(), Backlog: r.opts.Backlog,
 			Rate: p.Rate, RateTo: p.RateTo, WarmupS: r.opts.Warmup.Seconds(), IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
-			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace,
+			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace, Shards: p.Shards, Together: r.together,
 			Sources: max(1, r.opts.Net.Sources), Bind: p.Bind.String(), NoPort: p.NoPort,
 			ServerMode: r.opts.Server.String(), ServerFirst: p.ServerFirst,
 			AcceptDelayS: r.opts.AcceptDelay.Seconds(), AcceptEvery: max(1, r.opts.AcceptEvery),
@@ -412,6 +421,9 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 	plan.Target = r.target
 	plan.Enter = r.lab.Client().Enter
 	plan.Sources = r.sources
+	if r.together {
+		plan.Host = r.server
+	}
 	plan.OnAttempts = func(attempts []loadgen.Attempt) {
 		r.builder.Attempts(attempts)
 		if r.joiner != nil {
@@ -475,7 +487,7 @@ func (r *session) dropPrivilege() error {
 func makeRoom(storm *loadgen.Storm, server *loadgen.Server) (undo func()) {
 	threads := storm.Shards()
 	if server != nil {
-		threads += server.Shards()
+		threads += server.Shards() // the same, if they are the storm's too
 	}
 	before := runtime.GOMAXPROCS(runtime.NumCPU() + threads)
 	return func() { runtime.GOMAXPROCS(before) }

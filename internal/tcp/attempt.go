@@ -48,7 +48,7 @@ type Attempt struct {
 	Closed    int64 // close() returned, or the attempt failed
 	Loop      uint32
 	Index     uint32 // within its loop
-	LocalPort uint16 // 0 unless the program chose it itself, or had to look for a self-connect
+	LocalPort uint16 // 0: none was bound, and connect() got no further than the search for one
 	Shard     uint16
 	Errno     Errno // 0: it finished
 	Phase     Phase // where it ended; PhaseDone if it finished

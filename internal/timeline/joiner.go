@@ -87,10 +87,12 @@ type Joiner struct {
 	free  []*conn
 	tw    map[twKey]timeWait
 	ports map[path]Ports // without those where none is taken
-	total map[tcp.NetNS]*Totals
-	marks []Mark // still ahead of the stream, in order of time
-	now   int64  // the latest event's time
-	taken Ports  // sum of ports
+	// searching are the connect() calls that look for a port, as far as known.
+	searching []*conn
+	total     map[tcp.NetNS]*Totals
+	marks     []Mark // still ahead of the stream, in order of time
+	now       int64  // the latest event's time
+	taken     Ports  // sum of ports
 	// waiting[waited:] has the connections that closed and whose attempt is
 	// to come, in the order in which they closed.
 	waiting []waiting
@@ -117,6 +119,8 @@ type conn struct {
 	closedAt   int64
 	counted    bool // its port is counted in Ports.Open
 	path       path
+	cookie     tcp.Cookie
+	search     search
 }
 
 // twKey names a TIME_WAIT. The cookie is not enough: a socket that was shut down,
@@ -183,7 +187,7 @@ func (j *Joiner) pass(now int64) {
 	for len(j.marks) > 0 && j.marks[0].MonoNS < now {
 		m := j.marks[0]
 		m.TimeWait = len(j.tw)
-		m.Ports = j.taken.TimeWait + j.taken.Open
+		m.Ports = j.taken.TimeWait + j.taken.Open + len(j.searching)
 		j.marks = j.marks[1:]
 		if j.opts.OnMark != nil {
 			j.opts.OnMark(m)
@@ -235,6 +239,7 @@ func (j *Joiner) Finish() {
 		}
 	}
 	clear(j.open)
+	j.searching = nil
 	j.finished = true
 	j.pass(1<<63 - 1)
 }
@@ -278,17 +283,18 @@ func (j *Joiner) conn(cookie tcp.Cookie) *conn {
 	if n := len(j.free); n > 0 {
 		c = j.free[n-1]
 		j.free = j.free[:n-1]
-		*c = conn{}
+		*c = conn{search: search{waiting: c.search.waiting[:0]}}
 	} else {
 		c = new(conn)
 	}
+	c.cookie = cookie
 	j.open[cookie] = c
 	return c
 }
 
 // complete hands a connection out once both of its sides have ended.
 func (j *Joiner) complete(cookie tcp.Cookie, c *conn) {
-	if !c.closed || !c.hasAttempt {
+	if !c.closed || !c.hasAttempt || c.search.unknown != 0 {
 		return
 	}
 	j.report(&c.Timeline)
@@ -297,7 +303,9 @@ func (j *Joiner) complete(cookie tcp.Cookie, c *conn) {
 
 func (j *Joiner) drop(cookie tcp.Cookie, c *conn) {
 	delete(j.open, cookie)
-	j.free = append(j.free, c)
+	if !c.search.under && c.search.unknown == 0 {
+		j.free = append(j.free, c)
+	}
 }
 
 // event takes one event.
@@ -404,15 +412,25 @@ func (j *Joiner) state(ev *tcp.Event) {
 		c = j.conn(ev.Cookie)
 		// The port is taken within this call of connect(), or the call fails.
 		c.path = path{ev.Tuple.Local.Addr(), ev.Tuple.Peer}
-		c.AtConnect = j.ports[c.path]
-		c.counted = true
 		c.closed = false
-		j.take(c.path, Ports{Open: 1})
+		if c.search.under { // its end was lost
+			j.endSearch(c, false)
+		}
+		if ev.Tuple.Local.Port() == 0 && len(j.searching) < maxSearching {
+			j.beginSearch(c)
+		} else {
+			c.AtConnect = j.ports[c.path]
+			c.counted = true
+			j.take(c.path, Ports{Open: 1})
+		}
 	} else if c = j.open[ev.Cookie]; c == nil || ev.Cookie == 0 {
 		return // not an active open, or one that began before the trace
 	}
 	c.Joined = true
 	c.step(ev)
+	if c.search.under && ev.New != tcp.SynSent {
+		j.endSearch(c, !searchFailed(ev))
+	}
 	if ev.New != tcp.Close {
 		return
 	}
@@ -468,6 +486,9 @@ func (j *Joiner) twEnd(ev *tcp.Event) {
 	delete(j.tw, twKeyOf(ev))
 	if t.port {
 		j.take(t.path, Ports{TimeWait: -1})
+		if ev.Cause == tcp.CauseReusedByConnect {
+			j.reuse(t.path)
+		}
 	}
 	if j.opts.OnLifetime != nil {
 		j.opts.OnLifetime(Lifetime{NetNS: t.netns, NS: ev.MonoNS - t.start, Cause: ev.Cause})

@@ -700,6 +700,62 @@ type storm struct {
 	atConnect map[tcp.Cookie]Ports // the ports that were taken as each began
 }
 
+// TestSearchesOverlap: of two threads that look for a port at once, the one that finds none
+// counts the other's if that found one, whichever ends first, and a TIME_WAIT that was
+// reused as the connection that it became.
+func TestSearchesOverlap(t *testing.T) {
+	for name, tt := range map[string]struct {
+		found, first bool // the other: found a port, ended first
+		reused       bool // of a TIME_WAIT
+		want         Ports
+	}{
+		"found, first":  {found: true, first: true, want: Ports{TimeWait: 1, Open: 1}},
+		"found, later":  {found: true, want: Ports{TimeWait: 1, Open: 1}},
+		"reused, first": {found: true, first: true, reused: true, want: Ports{Open: 1}},
+		"reused, later": {found: true, reused: true, want: Ports{Open: 1}},
+		"none, first":   {first: true, want: Ports{TimeWait: 1}},
+		"none, later":   {want: Ports{TimeWait: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s stream
+			s.connect(1, 40001)
+			s.closeFirst(1, 40001)
+			other := func() {
+				if !tt.found {
+					s.state(2, 0, tcp.SynSent, tcp.Close, 0, tcp.EADDRNOTAVAIL)
+					return
+				}
+				port := uint16(40002)
+				if tt.reused {
+					port = 40001
+				}
+				s.state(2, port, tcp.SynSent, tcp.Established, 0, 0)
+			}
+			s.state(2, 0, tcp.Close, tcp.SynSent, 0, 0)
+			s.state(3, 0, tcp.Close, tcp.SynSent, 0, 0)
+			if tt.reused {
+				s.end(1, 40001, tcp.CauseReusedByConnect)
+			}
+			if tt.first {
+				other()
+			}
+			s.state(3, 0, tcp.SynSent, tcp.Close, 0, tcp.EADDRNOTAVAIL)
+			if !tt.first {
+				other()
+			}
+			j, r := newJoiner()
+			j.Attempts([]tcp.Attempt{failed(3, tcp.EADDRNOTAVAIL)})
+			j.Events(s.events)
+			if tl := r.only(t); tl.AtConnect != tt.want {
+				t.Errorf("the ports stood at %+v, want %+v", tl.AtConnect, tt.want)
+			}
+			if len(j.searching) != 0 {
+				t.Errorf("%d still look for a port", len(j.searching))
+			}
+		})
+	}
+}
+
 // newStorm makes connections that overlap, of every kind, within less than
 // attemptDelay, so that their attempts may come at any time.
 func newStorm(rng *rand.Rand, n int) *storm {

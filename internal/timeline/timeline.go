@@ -36,8 +36,9 @@ type Timeline struct {
 	More     int // events beyond MaxSteps
 	// Joined: the kernel's events of this attempt's cookie were found.
 	Joined bool
-	// AtConnect is how the ports of the same source and destination stood
-	// as connect() began to look for one. The search takes milliseconds when
+	// AtConnect is how the ports of the same source and destination stood for
+	// connect() as it looked for one: as it began, and those that others took
+	// before it had failed. The search takes milliseconds when
 	// few are left, in which TIME_WAITs that it has passed expire.
 	AtConnect Ports
 }
