@@ -424,6 +424,7 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 	if r.together {
 		plan.Host = r.server
 	}
+	untraced := new(timeline.Timeline) // one for all: the builder keeps none
 	plan.OnAttempts = func(attempts []loadgen.Attempt) {
 		r.builder.Attempts(attempts)
 		if r.joiner != nil {
@@ -431,7 +432,8 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 			return
 		}
 		for i := range attempts {
-			r.builder.Timeline(&timeline.Timeline{Attempt: attempts[i]})
+			*untraced = timeline.Timeline{Attempt: attempts[i]}
+			r.builder.Timeline(untraced)
 		}
 	}
 	plan.OnLoop = func(l loadgen.LoopResult) {
