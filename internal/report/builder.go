@@ -23,6 +23,7 @@ type Builder struct {
 
 	loops    []Loop
 	loop     histograms // of the loop under way
+	open     openCount  // likewise
 	all      histograms
 	errors   map[string]int
 	failed   map[failureKey]*failure
@@ -55,6 +56,7 @@ func NewBuilder(monoNS int64, traced bool) *Builder {
 		started: monoNS,
 		traced:  traced,
 		loop:    newHistograms(),
+		open:    openCount{begun: monoNS},
 		all:     newHistograms(),
 		errors:  make(map[string]int),
 		failed:  make(map[failureKey]*failure),
@@ -69,6 +71,7 @@ func (b *Builder) Attempts(attempts []tcp.Attempt) {
 		a := &attempts[i]
 		if a.Connected > 0 {
 			b.connects++
+			b.open.add(a)
 		}
 		if a.Failed() {
 			b.errors[a.Errno.String()]++
@@ -96,7 +99,7 @@ func (b *Builder) LoopDone(loop, attempts, finished, failed int, took time.Durat
 	defer b.mu.Unlock()
 	b.loops = append(b.loops, Loop{
 		Loop: loop, Attempts: attempts, Finished: finished, Failed: failed,
-		Seconds: took.Seconds(), Errors: b.errors, Latencies: b.loop.quantiles(),
+		Seconds: took.Seconds(), Errors: b.errors, MostOpen: b.open.most(), Latencies: b.loop.quantiles(),
 	})
 	b.all.merge(&b.loop)
 	b.errors = make(map[string]int)
@@ -185,6 +188,7 @@ func (b *Builder) Fill(s *Summary) {
 		s.Totals.Finished += l.Finished
 		s.Totals.Failed += l.Failed
 		s.Totals.Seconds += l.Seconds
+		s.Totals.MostOpen = max(s.Totals.MostOpen, l.MostOpen)
 		for e, n := range l.Errors {
 			s.Totals.Errors[e] += n
 		}

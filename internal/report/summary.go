@@ -90,6 +90,8 @@ type Loop struct {
 	Failed   int            `json:"failed"`
 	Seconds  float64        `json:"seconds"`
 	Errors   map[string]int `json:"errors"`
+	// MostOpen is the most connections that were open at once, looked at every 10 ms.
+	MostOpen int `json:"most_open"`
 	Latencies
 	// TimeWaitNow and PortsInUse are as the loop ended; null: not observable
 	// in a run without a trace.
@@ -124,6 +126,7 @@ type Totals struct {
 	Seconds   float64        `json:"seconds"`
 	PerSecond float64        `json:"per_second"` // finished a second
 	Errors    map[string]int `json:"errors"`
+	MostOpen  int            `json:"most_open"` // of any loop
 	Latencies
 	// PortsSkipped is how often --bind port passed a port over because somebody else held it.
 	PortsSkipped int `json:"ports_skipped"`

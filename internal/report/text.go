@@ -145,7 +145,7 @@ func orUnseen(n *int) string {
 func (t *Text) Rest(s *Summary) error {
 	tot := s.Totals
 	t.line("%s", strings.Repeat("-", 80))
-	t.line(" all %9d %8d %9.2f   %.0f connections a second", tot.Finished, tot.Failed, tot.Seconds, tot.PerSecond)
+	t.line(" all %9d %8d %9.2f   %.0f connections a second, %d open at once", tot.Finished, tot.Failed, tot.Seconds, tot.PerSecond, tot.MostOpen)
 	t.latencies(s)
 	if s.Interrupted {
 		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
