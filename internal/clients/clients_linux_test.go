@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -323,7 +324,7 @@ func TestOwners(t *testing.T) {
 	if err := trace.Start(); err != nil {
 		t.Fatal(err)
 	}
-	owners := make(map[tcp.Cookie]uint32)
+	owners := make(map[tcp.Cookie]tcp.Owner)
 	pumped := make(chan error, 1)
 	go func() {
 		events := make([]tcp.Event, 1024)
@@ -331,7 +332,7 @@ func TestOwners(t *testing.T) {
 			n, err := trace.Read(context.Background(), events)
 			for _, ev := range events[:n] {
 				if ev.Old == tcp.Close && ev.New == tcp.SynSent && ev.Flags&tcp.FlagOwner != 0 {
-					owners[ev.Cookie] = ev.Owner.PID
+					owners[ev.Cookie] = ev.Owner
 				}
 			}
 			if err != nil {
@@ -356,9 +357,12 @@ func TestOwners(t *testing.T) {
 	if len(*attempts) != 600 {
 		t.Fatalf("%d attempts", len(*attempts))
 	}
+	var name tcp.Comm // as the kernel cuts it
+	copy(name[:15], filepath.Base(os.Args[0]))
 	for _, a := range *attempts {
-		if want := g.PIDs()[a.Client()]; owners[a.Cookie] != uint32(want) {
-			t.Fatalf("a connection of client %d belongs to process %d, want %d", a.Client(), owners[a.Cookie], want)
+		owner := owners[a.Cookie]
+		if want := g.PIDs()[a.Client()]; owner.PID != uint32(want) || owner.Comm != name {
+			t.Fatalf("a connection of client %d belongs to process %d, %q; want %d, %q", a.Client(), owner.PID, owner.Comm, want, name)
 		}
 	}
 }

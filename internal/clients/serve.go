@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,7 @@ func Serve(ctx context.Context, onReady func() error) error {
 	if err != nil {
 		return err
 	}
+	nameThreads(filepath.Base(os.Args[0]))
 	ctx, cancel := context.WithCancel(ctx)
 	c := client{link: up, cancel: cancel, begin: make(chan struct{}, 1)}
 	var listening sync.WaitGroup
@@ -104,6 +106,15 @@ func inherit() (*link, *atomic.Uint64, error) {
 	}
 	_ = unix.Close(begunFD)
 	return &link{conn: up}, (*atomic.Uint64)(unsafe.Pointer(&page[0])), nil
+}
+
+// nameThreads gives the process and its threads the program's name, which later threads
+// inherit: the kernel named them after the file that was executed, "exe". If it fails, so they stay.
+func nameThreads(name string) {
+	tasks, _ := filepath.Glob("/proc/self/task/*/comm")
+	for _, path := range tasks {
+		_ = os.WriteFile(path, []byte(name), 0)
+	}
 }
 
 // client is what a client process knows of its parent.
