@@ -47,7 +47,8 @@ func await(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(pollLimit); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Errorf("waited in vain for %s", what) // not always from the test's goroutine
+			return
 		}
 	}
 }
@@ -249,6 +250,7 @@ func TestDeaf(t *testing.T) {
 		defer cancel()
 		await(t, "all connections", func() bool { return s.Stats().Accepted == 20 })
 		_ = unix.Kill(g.PIDs()[1], unix.SIGSTOP)
+		await(t, "all its threads to stop", func() bool { return stopped(g.PIDs()[1]) })
 	}()
 	result, err := g.Run(ctx, p)
 	if err != nil || !result.Canceled {
@@ -258,6 +260,17 @@ func TestDeaf(t *testing.T) {
 	if a[0].Ended != Interrupted || a[0].Attempts != 10 || !strings.HasPrefix(a[1].Ended, "killed") || a[1].NotReported != 10 {
 		t.Errorf("%+v", a)
 	}
+}
+
+// stopped reports whether no thread of a process runs.
+func stopped(pid int) bool {
+	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, path := range paths {
+		if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), "State:\tT") {
+			return false
+		}
+	}
+	return len(paths) > 0
 }
 
 // TestBeforeReady: what happens before the storm does.
