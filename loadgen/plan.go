@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"sync/atomic"
 	"time"
+
+	"github.com/twtrace/twtrace/internal/tcp"
 )
 
 // Closer says which end closes a connection first.
@@ -41,7 +44,7 @@ func ParseCloser(name string) (Closer, error) {
 // threads, that a plan may ask for.
 const (
 	MaxBytes  = 1 << 20
-	MaxShards = 1024
+	MaxShards = 1 << tcp.ShardBits
 )
 
 // NoLinger is the value of Plan.Linger that leaves SO_LINGER off.
@@ -92,6 +95,12 @@ type Plan struct {
 	// Timeout bounds an attempt's life from socket() to the reply (and the peer's
 	// close, where that is waited for), without its Hold; 0: DefaultTimeout.
 	Timeout time.Duration
+	// Part and Parts: this storm is number Part, from 0, of Parts storms that run at the same time
+	// from the same Sources; of the ports BindPort takes its part alone. 0 and 0: the only one.
+	Part, Parts int
+	// Begun, if set, counts the attempts that have begun, among them those that OnAttempts was not
+	// given yet. It may be in memory that other processes see.
+	Begun *atomic.Uint64 `json:"-"`
 	// Shards is the number of client threads; 0: as many as the limit on open
 	// files asks for, at least one. There are never more than Concurrency.
 	Shards int
@@ -101,23 +110,23 @@ type Plan struct {
 	// both ends of its connections, which saves changing threads (a quarter of the
 	// processors' time). It needs the server's CPUs, so that each accepts what it opened itself.
 	// Shards, CPUs and Enter (ServerPlan.EnterGuests) are then the server's.
-	Host *Server
+	Host *Server `json:"-"`
 	// Enter, if set, is called on every thread of the storm before it opens its
 	// first socket, for instance to join a network namespace. It runs on a
 	// locked OS thread that is thrown away at the end, and still sees all of the
 	// process's open files. Storms of several shards call it at the same time.
-	Enter func() error
+	Enter func() error `json:"-"`
 	// OnReady, if set, is called once every thread of the storm has entered and is
 	// ready, before the first socket is opened, from the goroutine that called
 	// Storm.Run. Its error ends the run.
-	OnReady func() error
+	OnReady func() error `json:"-"`
 	// OnAttempts, if set, is given every attempt once, in batches, from one
 	// goroutine. The slice is reused after it returns.
-	OnAttempts func([]Attempt)
+	OnAttempts func([]Attempt) `json:"-"`
 	// OnLoop, if set, is called after each loop, when all its attempts have
 	// been given to OnAttempts, from the goroutine that called Storm.Run. The
 	// next loop starts when it returns.
-	OnLoop func(LoopResult)
+	OnLoop func(LoopResult) `json:"-"`
 }
 
 // LoopResult is what one loop came to.
@@ -182,6 +191,9 @@ func (p *Plan) Validate() error {
 	}
 	if p.Shards < 0 || p.Shards > MaxShards {
 		bad("shards must be 0 to %d, not %d", MaxShards, p.Shards)
+	}
+	if p.Part < 0 || p.Part > max(0, p.Parts-1) {
+		bad("part must be 0 to %d, not %d", max(0, p.Parts-1), p.Part)
 	}
 	if int(p.Close) >= len(closerNames) {
 		bad("close must be client, server or both")

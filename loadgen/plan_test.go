@@ -21,7 +21,7 @@ func TestValidate(t *testing.T) {
 
 	bad := loadgen.Plan{
 		Target: netip.MustParseAddrPort("[fe80::1%eth0]:80"), Concurrency: -1, Bytes: -1,
-		ServerFirst: 1<<20 + 1, Linger: time.Millisecond, Hold: -1, Shards: -1, Close: 7,
+		ServerFirst: 1<<20 + 1, Linger: time.Millisecond, Hold: -1, Shards: -1, Close: 7, Part: 2, Parts: 2,
 		Bind: 7, Sources: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, LocalPorts: loadgen.PortRange{Low: 2, High: 1},
 	}
 	contrary := loadgen.NewPlan(netip.MustParseAddrPort("127.0.0.1:7"))
@@ -35,7 +35,7 @@ func TestValidate(t *testing.T) {
 		words []string
 	}{
 		"plan": {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "server-first", "linger", "hold", "shards", "close",
-			"bind must be", "source 127.0.0.1", "local port range 2-1"}},
+			"part must be 0 to 1", "bind must be", "source 127.0.0.1", "local port range 2-1"}},
 		"binding": {contrary.Validate(), []string{"needs a source", "no-port"}},
 		"server":  {badServer.Validate(), []string{"listen", "bytes", "server-first", "close", "linger", "backlog", "accept-delay", "shards", "concurrency", "server must be"}},
 	} {

@@ -412,6 +412,9 @@ func (s *shard) openOne() int64 {
 		a.Intended = s.due()
 	}
 	s.opened++
+	if s.plan.Begun != nil {
+		s.plan.Begun.Add(1)
+	}
 	fd, e := sysSocket(s.target.family())
 	if e == 0 && fd >= len(s.conns) {
 		_ = sysClose(fd)

@@ -76,7 +76,9 @@ func (s *source) setUp() error {
 	if err != nil {
 		return err
 	}
-	from, count := split(len(ports), s.part, s.parts)
+	from, count := split(len(ports), s.plan.Part, max(1, s.plan.Parts))
+	ports = ports[from : from+count]
+	from, count = split(len(ports), s.part, s.parts)
 	s.rings = make([]portRing, len(s.addrs))
 	for i := range s.rings {
 		s.rings[i] = newPortRing(ports[from : from+count])

@@ -262,23 +262,30 @@ func summary(t *testing.T, stdout string) document {
 func TestNothingLeft(t *testing.T) {
 	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth, testenv.BPF)
 	for _, tt := range []struct {
-		name  string
-		loops int
-		end   os.Signal // once a loop is done; nil: it ends by itself
-		code  int
-		says  string
+		name    string
+		clients int
+		loops   int
+		end     unix.Signal // once a loop is done; 0: it ends by itself
+		group   bool        // the signal goes to the whole process group, as Ctrl-C does
+		code    int
+		says    string
 	}{
-		{"its own end", 3, nil, exitDone, "TIME_WAIT"},
-		{"SIGINT", 1_000_000, os.Interrupt, exitDone, "stopped before it was done"},
-		{"SIGTERM", 1_000_000, unix.SIGTERM, exitDone, "stopped before it was done"},
-		{"SIGKILL", 1_000_000, os.Kill, -1, "LOOP"},
+		{"its own end", 1, 3, 0, false, exitDone, "TIME_WAIT"},
+		{"SIGINT", 1, 1_000_000, unix.SIGINT, false, exitDone, "stopped before it was done"},
+		{"SIGTERM", 1, 1_000_000, unix.SIGTERM, false, exitDone, "stopped before it was done"},
+		{"SIGKILL", 1, 1_000_000, unix.SIGKILL, false, -1, "LOOP"},
+		{"three clients", 3, 3, 0, false, exitDone, "  done"},
+		{"three clients, SIGINT", 3, 1_000_000, unix.SIGINT, false, exitDone, "stopped before it was done"},
+		{"three clients, Ctrl-C", 3, 1_000_000, unix.SIGINT, true, exitDone, "stopped before it was done"},
+		{"three clients, SIGKILL", 3, 1_000_000, unix.SIGKILL, false, -1, "LOOP"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			links := linkNames(t)
 			settings := hostSettings(t)
 
-			cmd := command(t, worldPlain, "run", "--loops", strconv.Itoa(tt.loops), "--connections", "200", "--linger",
-				"--tw-reuse", "1", "--fin-timeout", "7", "--port-range", "20000-60000")
+			cmd := command(t, worldPlain, "run", "--clients", strconv.Itoa(tt.clients), "--loops", strconv.Itoa(tt.loops),
+				"--connections", "200", "--linger", "--tw-reuse", "1", "--fin-timeout", "7", "--port-range", "20000-60000")
+			cmd.SysProcAttr.Setpgid = true
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			stdout, err := cmd.StdoutPipe()
@@ -299,7 +306,7 @@ func TestNothingLeft(t *testing.T) {
 			}
 			programs := testenv.Programs(t, strconv.Itoa(pid))
 			spaces := cookiesOf(t, fmt.Sprint(pid))
-			if tt.end != nil {
+			if tt.end != 0 {
 				if len(programs) == 0 || len(spaces) != 2 {
 					t.Errorf("programs %v and %d namespaces while it runs: the test sees nothing", programs, len(spaces))
 				}
@@ -307,7 +314,11 @@ func TestNothingLeft(t *testing.T) {
 				if text.WriteString(line); err != nil {
 					t.Fatal(err)
 				}
-				if err := cmd.Process.Signal(tt.end); err != nil {
+				to := pid
+				if tt.group {
+					to = -pid
+				}
+				if err := unix.Kill(to, tt.end); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -39,6 +39,7 @@ func TestPrivilegeDropped(t *testing.T) {
 		{"run --net loopback -6", worldPlain},
 		{"run --net loopback --no-trace", worldPlain},
 		{"run --net host", worldPlain},
+		{"run --clients 3", worldPlain},
 		{"run --net loopback", worldFewFiles}, // many shards: threads with tables and namespaces of their own
 	} {
 		t.Run(tt.args+" "+tt.world, func(t *testing.T) {
@@ -66,6 +67,13 @@ func TestPrivilegeDropped(t *testing.T) {
 			paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
 			if err != nil || len(paths) < 4 {
 				t.Fatalf("threads %v, %v", paths, err)
+			}
+			if strings.Contains(tt.args, "--clients 3") {
+				children := threadsOfChildren(t, cmd.Process.Pid)
+				if len(children) < 3*4 {
+					t.Errorf("only %d threads of clients: the test does not see what it is for", len(children))
+				}
+				paths = append(paths, children...)
 			}
 			if tt.world == worldFewFiles && len(paths) < 15 {
 				t.Errorf("only %d threads: the test does not see what it is for", len(paths))
@@ -106,6 +114,29 @@ func TestPrivilegeDropped(t *testing.T) {
 	}
 }
 
+// threadsOfChildren returns the status of every thread of the processes that one started.
+func threadsOfChildren(t *testing.T, pid int) (paths []string) {
+	t.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range lists {
+		text, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, child := range strings.Fields(string(text)) {
+			found, err := filepath.Glob("/proc/" + child + "/task/*/status")
+			if err != nil {
+				t.Fatal(err)
+			}
+			paths = append(paths, found...)
+		}
+	}
+	return paths
+}
+
 // TestNeeds is the measurement behind privilege.Needs: each command works with what
 // its row says, and with no less.
 func TestNeeds(t *testing.T) {
@@ -119,8 +150,8 @@ func TestNeeds(t *testing.T) {
 		default:
 			continue
 		}
-		child := func(t *testing.T, caps []privilege.Capability) (code int, stdout, stderr string) {
-			args := append(slices.Clone(words), "-o", "json")
+		child := func(t *testing.T, caps []privilege.Capability, more ...string) (code int, stdout, stderr string) {
+			args := append(slices.Concat(words, more), "-o", "json")
 			if words[0] == "run" {
 				args = append(args, "--loops", "1", "--connections", "20")
 			}
@@ -147,6 +178,17 @@ func TestNeeds(t *testing.T) {
 				t.Errorf("%s, with all that it should have", need.Loses)
 			}
 		})
+		if words[0] == "run" {
+			t.Run(need.Command+" with two clients", func(t *testing.T) {
+				code, stdout, stderr := child(t, slices.Concat(need.Must, need.Should), "--clients", "2")
+				if code != exitDone || stderr != "" {
+					t.Fatalf("exit code %d, stderr %q", code, stderr)
+				}
+				if s := summary(t, stdout); s.Totals.Attempts != 40 {
+					t.Errorf("%+v", s)
+				}
+			})
+		}
 		for i, c := range need.Must {
 			name := privilege.Names([]privilege.Capability{c})
 			t.Run(need.Command+" without "+name, func(t *testing.T) {

@@ -108,7 +108,7 @@ func (a *app) root() *cobra.Command {
 		}
 		return usagef("%w: see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(a.runCommand(), a.traceCommand(), a.serveCommand(), a.doctorCommand(), a.versionCommand(), a.manCommand())
+	root.AddCommand(a.runCommand(), a.traceCommand(), a.serveCommand(), a.doctorCommand(), a.versionCommand(), a.manCommand(), a.clientCommand())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/twtrace/twtrace/internal/clients"
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/report"
@@ -35,6 +36,7 @@ type runFlags struct {
 	target  string
 	allow   string
 	sources int
+	clients int
 	backlog int
 	server  *choice
 	delay   time.Duration
@@ -108,6 +110,7 @@ func (a *app) runCommand() *cobra.Command {
 	fl.SortFlags = false
 	fl.IntVar(&f.plan.Loops, "loops", f.plan.Loops, "how many times")
 	fl.IntVar(&f.plan.Connections, "connections", f.plan.Connections, "connections a loop, all at once")
+	fl.IntVar(&f.clients, "clients", 1, "that many client processes at the same time, each with the whole storm (and its own --rate): kill -INT PID stops one")
 	fl.IntVar(&f.plan.Concurrency, "concurrency", 0, "how many are in flight at once (default: all of a loop)")
 	fl.StringVar(&f.rate, "rate", "", "open loop: `R` connections a second are due, or LO-HI from the begin to the end of a loop, done or not those before")
 	fl.IntVar(&f.plan.Bytes, "bytes", f.plan.Bytes, "bytes each way")
@@ -209,7 +212,7 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 // options turns flags into what package run takes, or says what is wrong with them.
 func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 	opts := run.Options{
-		Version: version(), Plan: f.plan, Backlog: f.backlog, Watch: f.watch, Trace: !f.noTrace, Warmup: f.warmup,
+		Version: version(), Plan: f.plan, Clients: f.clients, Backlog: f.backlog, Watch: f.watch, Trace: !f.noTrace, Warmup: f.warmup,
 	}
 	var err error
 	if opts.Plan.Close, err = loadgen.ParseCloser(f.close.value); err != nil {
@@ -233,6 +236,9 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		if opts.Plan.Rate, opts.Plan.RateTo, err = parseRate(f.rate); err != nil {
 			return opts, usagef("--rate %s: %w", f.rate, err)
 		}
+	}
+	if f.clients < 1 || f.clients > clients.Max {
+		return opts, usagef("--clients must be from 1 to %d, not %d", clients.Max, f.clients)
 	}
 	if f.backlog < 1 || f.watch < 0 || f.warmup < 0 {
 		return opts, usagef("--backlog must be at least 1 and --linger-watch and --warmup not negative")
@@ -458,9 +464,9 @@ func (a *app) warn(f *runFlags, opts *run.Options) {
 		if s.Key != report.SysctlPortRange {
 			continue
 		}
-		if n, _ := fmt.Sscan(s.Value, &lo, &hi); n == 2 && (hi-lo+1)*f.sources < opts.Plan.Connections {
+		if n, _ := fmt.Sscan(s.Value, &lo, &hi); n == 2 && (hi-lo+1)*f.sources < opts.Plan.Connections*opts.Clients {
 			a.log.Warn("the port range is smaller than one loop: connects will fail; widen --port-range or lower --connections",
-				"ports", hi-lo+1, "connections", opts.Plan.Connections)
+				"ports", hi-lo+1, "connections", opts.Plan.Connections*opts.Clients)
 		}
 	}
 }

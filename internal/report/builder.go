@@ -175,6 +175,9 @@ func (b *Builder) Fill(s *Summary) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.Schema = Schema
+	if s.Clients == nil {
+		s.Clients = []Client{}
+	}
 	s.Loops = b.loops
 	if s.Loops == nil {
 		s.Loops = []Loop{}
@@ -197,7 +200,7 @@ func (b *Builder) Fill(s *Summary) {
 		s.Totals.PerSecond = float64(s.Totals.Finished) / s.Totals.Seconds
 	}
 	if s.Server != nil {
-		s.Server.NeverAccepted = neverAccepted(b.connects, s.Server)
+		s.Server.NeverAccepted = neverAccepted(b.connects, s)
 	}
 	s.Joined = b.joined
 	s.TimeWait.ExpiredSeconds = lengths(b.expired)
@@ -225,14 +228,22 @@ func (b *Builder) Fill(s *Summary) {
 
 // neverAccepted is what accept() did not return of connects. The own server has no
 // other clients: it can only have accepted more where an attempt was given up while
-// its handshake ended.
-func neverAccepted(connects int, s *Server) *int {
-	n := connects - s.Accepted
-	if n < 0 && s.Elsewhere {
+// its handshake ended. What a client that was killed had connected is not known.
+func neverAccepted(connects int, s *Summary) *int {
+	n := connects - s.Server.Accepted
+	if n < 0 && s.Server.Elsewhere || notReported(s) > 0 {
 		return nil
 	}
 	n = max(0, n)
 	return &n
+}
+
+// notReported is how many attempts no client told of.
+func notReported(s *Summary) (n int) {
+	for _, c := range s.Clients {
+		n += c.NotReported
+	}
+	return n
 }
 
 func lengths(seconds []float64) *Lengths {

@@ -31,7 +31,7 @@ func base() *Summary {
 		Schema: Schema, Version: "v0.1.0", Kernel: "6.18.44-fc-v595", Started: time.Date(2026, 3, 1, 12, 0, 0, 5, time.UTC),
 		Net: "pair", Target: "198.19.0.1:7",
 		Options: Options{
-			Loops: 2, Connections: 300, Concurrency: 300, Bytes: 100, Close: "client", Backlog: 4096, ServerMode: ServerEcho, AcceptEvery: 1, Trace: true,
+			Clients: 1, Loops: 2, Connections: 300, Concurrency: 300, Bytes: 100, Close: "client", Backlog: 4096, ServerMode: ServerEcho, AcceptEvery: 1, Trace: true,
 		},
 		Sysctls: map[string]string{
 			SysctlPortRange: "32768 60999", SysctlReserved: "", SysctlReuse: "2", SysctlReuseWait: "1000", SysctlBuckets: "131072",
@@ -42,6 +42,7 @@ func base() *Summary {
 			tcp.FactTWEnter: tcp.Exact, tcp.FactTWEnd: tcp.Exact, tcp.FactTWCause: tcp.Exact, tcp.FactTWOverflow: tcp.Exact,
 			tcp.FactConnectFail: tcp.Exact, tcp.FactListenDrop: tcp.Inferred, tcp.FactCause: tcp.Exact,
 		},
+		Clients:  []Client{{Client: 1, PID: 4321, Attempts: 600, Finished: 600, Errors: map[string]int{}, Ended: "done"}},
 		Server:   &Server{Accepted: 600, Closed: 600},
 		TimeWait: TimeWait{Sides: map[string]SideTimeWait{"client": {}, "server": {}}},
 		Resets:   Resets{Reasons: map[string]int{}},
@@ -154,6 +155,25 @@ var summaries = map[string]func() *Summary{
 		b.ok(as, true)
 		b.LoopDone(1, 120, 119, 1, 10*time.Millisecond)
 		b.SetLoop(1, new(120), new(120))
+		return fill(b, s)
+	},
+	"clients": func() *Summary {
+		s := base()
+		s.Options.Clients = 3
+		s.Clients = []Client{
+			{Client: 1, PID: 4321, Attempts: 60, Finished: 60, Errors: map[string]int{}, Ended: "done"},
+			{Client: 2, PID: 4322, Attempts: 40, Finished: 38, Failed: 2, Errors: map[string]int{"ECANCELED": 2}, Ended: "interrupted"},
+			{Client: 3, PID: 4194304, Attempts: 20, Finished: 20, Errors: map[string]int{}, NotReported: 7, Ended: "killed by SIGKILL"},
+		}
+		s.Server = &Server{Accepted: 125, Closed: 125}
+		b := NewBuilder(start, true)
+		as := attempts(1, 120, start)
+		for i := range 2 {
+			as[118+i].Phase, as[118+i].Errno, as[118+i].Flags = tcp.PhaseReceive, tcp.ECANCELED, tcp.Cancelled
+		}
+		b.Attempts(as)
+		b.ok(as, true)
+		b.LoopDone(1, 120, 118, 2, 10*time.Millisecond)
 		return fill(b, s)
 	},
 	"untraced": func() *Summary {
@@ -294,6 +314,7 @@ func TestStable(t *testing.T) {
 // twtrace.summary/1). A name with [] is of each element.
 var promised = strings.Fields(`
 	schema version kernel net options sysctls coverage unexplained
+	options.clients clients[].client clients[].pid clients[].attempts clients[].errors clients[].not_reported clients[].ended
 	loops[].loop loops[].attempts loops[].finished loops[].failed loops[].seconds loops[].errors
 	loops[].connect_us.p50 loops[].connect_us.p90 loops[].connect_us.p99 loops[].connect_us.p999 loops[].connect_us.max
 	loops[].first_byte_us.p9999 loops[].exchange_us.p9999 totals.connect_us.p9999 totals.exchange_us.max

@@ -27,6 +27,7 @@ type Summary struct {
 	// Interrupted: the run was stopped before it was done; the numbers are of
 	// what was done.
 	Interrupted bool         `json:"interrupted"`
+	Clients     []Client     `json:"clients"`
 	Loops       []Loop       `json:"loops"`
 	Totals      Totals       `json:"totals"`
 	Server      *Server      `json:"server"` // null: not known; the notes say why
@@ -44,6 +45,7 @@ type Summary struct {
 
 // Options is what the run was asked for.
 type Options struct {
+	Clients     int      `json:"clients"` // processes, each with all of the following
 	Loops       int      `json:"loops"`
 	Connections int      `json:"connections"`
 	Concurrency int      `json:"concurrency"`
@@ -82,7 +84,22 @@ const (
 	ServerElsewhere = "elsewhere"
 )
 
-// Loop is one loop of the storm.
+// Client is a process of the storm.
+type Client struct {
+	Client   int            `json:"client"` // from 1
+	PID      int            `json:"pid"`
+	Attempts int            `json:"attempts"`
+	Finished int            `json:"finished"`
+	Failed   int            `json:"failed"`
+	Errors   map[string]int `json:"errors"`
+	// NotReported is how many more attempts it had begun when it was killed. They are in no other
+	// number of the storm, while the kernel's events and counters have them.
+	NotReported int `json:"not_reported"`
+	// Ended says how: "done", "interrupted", "killed by SIGKILL" or another signal.
+	Ended string `json:"ended"`
+}
+
+// Loop is one loop of the storm, all clients together.
 type Loop struct {
 	Loop     int            `json:"loop"`
 	Attempts int            `json:"attempts"`
@@ -144,7 +161,7 @@ type OpenLoop struct {
 // Server is the server's own account, as it stood when everything had settled after
 // the storm. NeverAccepted is the attempts whose connect() succeeded, less the
 // connections that accept() returned; null where more were accepted than this run's
-// attempts, so that others were among them.
+// attempts, so that others were among them, or a client was killed before it had told of all.
 type Server struct {
 	Accepted      int  `json:"accepted"`
 	Closed        int  `json:"closed"`

@@ -60,6 +60,9 @@ func (t *Text) Header(s *Summary) error {
 	if text := server(&o); text != "" {
 		t.wrapHead("", "  ", text)
 	}
+	if text := clientPIDs(s.Clients); text != "" {
+		t.wrapHead("", "  ", text)
+	}
 	t.wrapHead("", "  ", fmt.Sprintf("Linux %s%s", s.Kernel, t.sysctls(s)))
 	t.line("")
 	t.line("%s", t.bold(fmt.Sprintf("%4s %9s %8s %9s %12s %12s %10s %9s",
@@ -147,6 +150,7 @@ func (t *Text) Rest(s *Summary) error {
 	t.line("%s", strings.Repeat("-", 80))
 	t.line(" all %9d %8d %9.2f   %.0f connections a second, %d open at once", tot.Finished, tot.Failed, tot.Seconds, tot.PerSecond, tot.MostOpen)
 	t.latencies(s)
+	t.clients(s)
 	if s.Interrupted {
 		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
 	}
@@ -261,7 +265,7 @@ func (t *Text) account(s *Summary) {
 	if r := s.Retransmits; r != (Retransmits{}) {
 		t.item("RETRANSMIT", "%d SYN, %d SYN+ACK, %d other segments", r.Syn, r.SynAck, r.Other)
 	}
-	t.serverAccount(s.Server)
+	t.serverAccount(s)
 	if !s.Options.Trace {
 		t.item("TRACE", "none: the run was not traced, so causes come from error numbers alone")
 		return
@@ -277,12 +281,16 @@ func (t *Text) account(s *Summary) {
 	t.coverage(s)
 }
 
-func (t *Text) serverAccount(s *Server) {
+func (t *Text) serverAccount(all *Summary) {
+	s := all.Server
 	if s == nil {
 		t.item("SERVER", "not known what it accepted")
 		return
 	}
 	never := "not known how many connected but were never accepted: it had other clients"
+	if notReported(all) > 0 {
+		never = "not known how many connected but were never accepted: a client was killed"
+	}
 	if s.NeverAccepted != nil {
 		never = fmt.Sprintf("%d connected but never accepted", *s.NeverAccepted)
 	}

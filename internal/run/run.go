@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/twtrace/twtrace/internal/clients"
 	"github.com/twtrace/twtrace/internal/clock"
 	"github.com/twtrace/twtrace/internal/control"
 	"github.com/twtrace/twtrace/internal/netlab"
@@ -37,6 +38,9 @@ type Options struct {
 	// Control is where the Target's server is asked for its counts; the zero value:
 	// it is not asked.
 	Control netip.AddrPort
+	// Clients is how many processes run the Plan, each all of it; 0 and 1: this one does. More
+	// start this program again, whose main must call clients.Serve if asked for clients.Command.
+	Clients int
 	// What follows is of the own server.
 	Backlog     int // 0: 4096
 	Server      loadgen.ServerMode
@@ -84,7 +88,9 @@ type session struct {
 	lab    *netlab.Lab
 	trace  *tracer.Tracer // nil without a trace
 	server *loadgen.Server
-	target netip.AddrPort
+	// clients are the processes that run the storm; nil: this one.
+	clients *clients.Group
+	target  netip.AddrPort
 	// What a server elsewhere had counted before the storm; nil: it was not asked, or
 	// did not answer, and notAsked says why.
 	first    *control.Counts
@@ -96,6 +102,7 @@ type session struct {
 
 	together bool           // the server's threads are the storm's too
 	sources  []netip.Addr   // that the storm binds; none: the kernel chooses
+	canceled bool           // the storm was, before it was done
 	skips    uint64         // ports that bind() refused
 	reasons  map[uint32]int // of RSTs sent; touched by the pump alone until it ends
 	pumpDone chan error
@@ -188,6 +195,9 @@ func (r *session) setUp(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := r.startClients(); err != nil {
+		return err
+	}
 	return r.watchListeners()
 }
 
@@ -232,10 +242,14 @@ func (r *session) startServer() error {
 	if plan.Concurrency == 0 {
 		plan.Concurrency = r.opts.Plan.Connections
 	}
+	plan.Concurrency *= max(1, r.opts.Clients)
 	plan.Enter = r.lab.Server().Enter
-	cpus, err := loadgen.Together(&r.opts.Plan, &plan)
-	if err != nil {
-		return err
+	var cpus []int
+	if r.opts.Clients <= 1 {
+		var err error
+		if cpus, err = loadgen.Together(&r.opts.Plan, &plan); err != nil {
+			return err
+		}
 	}
 	if plan.Shards = r.opts.Plan.Shards; len(cpus) != 0 {
 		r.together = true
@@ -291,7 +305,7 @@ func (r *session) describe() error {
 		Schema: report.Schema, Version: r.opts.Version, Kernel: unix.ByteSliceToString(uts.Release[:]),
 		Started: time.Now().UTC(), Net: r.opts.Net.Kind.String(), Target: r.target.String(),
 		Options: report.Options{
-			Loops: p.Loops, Connections: p.Connections, Concurrency: p.Concurrency, Bytes: p.Bytes,
+			Clients: max(1, r.opts.Clients), Loops: p.Loops, Connections: p.Connections, Concurrency: p.Concurrency, Bytes: p.Bytes,
 			ReusePort: p.ReusePort, ReuseAddr: p.ReuseAddr, Close: p.Close.String(), Backlog: r.opts.Backlog,
 			Rate: p.Rate, RateTo: p.RateTo, WarmupS: r.opts.Warmup.Seconds(), IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
 			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace, Shards: p.Shards, Together: r.together,
@@ -320,6 +334,7 @@ func (r *session) describe() error {
 			s.Sysctls[key] = strings.Join(strings.Fields(v), " ")
 		}
 	}
+	s.Clients = r.listClients()
 	s.Coverage = r.coverage()
 	r.summary = s
 	r.builder = report.NewBuilder(clock.Mono(), r.trace != nil)
@@ -454,17 +469,17 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 		}
 		return nil
 	}
-	storm, err := loadgen.NewStorm(plan)
+	run, threads, err := r.runner(plan)
 	if err != nil {
 		return loadgen.Result{}, err
 	}
-	defer makeRoom(storm, r.server)()
+	defer makeRoom(threads, r.server)()
 	if r.trace != nil {
 		r.pumpDone = make(chan error, 1) // one result, which may come before anyone waits
 		go func() { r.pumpDone <- r.pump() }()
 	}
-	result, err := storm.Run(ctx)
-	r.skips = result.PortSkips
+	result, err := run(ctx)
+	r.skips, r.canceled = result.PortSkips, result.Canceled
 	return result, err
 }
 
@@ -482,12 +497,11 @@ func (r *session) dropPrivilege() error {
 	}))
 }
 
-// makeRoom gives Go's scheduler a processor for each thread of the storm, which
+// makeRoom gives Go's scheduler a processor for each thread of the storm and the server, which
 // holds one while it runs, on top of those it has: the kernel then chooses who
 // gets a core, and the trace is drained in time. The function it returns takes
 // them back.
-func makeRoom(storm *loadgen.Storm, server *loadgen.Server) (undo func()) {
-	threads := storm.Shards()
+func makeRoom(threads int, server *loadgen.Server) (undo func()) {
 	if server != nil {
 		threads += server.Shards() // the same, if they are the storm's too
 	}
@@ -557,6 +571,9 @@ func (r *session) stopTrace() error {
 // close frees what the run made, in the reverse order.
 func (r *session) close() error {
 	var errs []error
+	if r.clients != nil {
+		errs = append(errs, r.clients.Close())
+	}
 	if r.server != nil {
 		errs = append(errs, r.server.Close())
 	}

@@ -132,7 +132,13 @@ func (r *session) sumUp(k readings) error {
 			})
 		}
 	}
+	if r.clients != nil {
+		r.sumUpClients()
+	}
 	r.builder.Fill(s)
+	if r.clients == nil {
+		r.onlyClient()
+	}
 	s.Totals.PortsSkipped = int(r.skips)
 	report.Explain(s)
 	for name, w := range r.opts.Latency {

@@ -49,11 +49,24 @@ type Attempt struct {
 	Loop      uint32
 	Index     uint32 // within its loop
 	LocalPort uint16 // 0: none was bound, and connect() got no further than the search for one
-	Shard     uint16
-	Errno     Errno // 0: it finished
-	Phase     Phase // where it ended; PhaseDone if it finished
+	Shard     uint16 // the thread, in the lower ShardBits, of the client process, above them
+	Errno     Errno  // 0: it finished
+	Phase     Phase  // where it ended; PhaseDone if it finished
 	Flags     AttemptFlags
 }
+
+// ShardBits is how many bits of Attempt.Shard number the threads of a client process. The
+// process has no field of its own because the value is 64 bytes, a cache line, without.
+const ShardBits = 10
+
+// MaxClients is how many client processes Attempt.Shard can tell apart.
+const MaxClients = 1 << (16 - ShardBits)
+
+// Client is the number, from 0, of the client process that made the attempt.
+func (a *Attempt) Client() int { return int(a.Shard >> ShardBits) }
+
+// SetClient notes the number of the client process, less than MaxClients.
+func (a *Attempt) SetClient(n int) { a.Shard = uint16(n)<<ShardBits | a.Shard&(1<<ShardBits-1) }
 
 // AttemptFlags qualify an Attempt.
 type AttemptFlags uint8

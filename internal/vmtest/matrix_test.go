@@ -45,6 +45,7 @@ tracer             -         FAIL 1, ok 3, 1m30s [3]
   TestB/x          -         FAIL [6]
 internal/netlab    -         ok 1, skip 1, 1s
   TestD            -         skip [7]
+internal/clients   -         -
 internal/run       -         -
 internal/watch     -         -
 cmd/twtrace        -         -
