@@ -61,6 +61,7 @@ func (s *Storm) Run(ctx context.Context) (Result, error) {
 	defer wake.close()
 
 	r := stormRun{plan: &s.plan, wake: wake}
+	s.plan.Progress.begin()
 	r.collector = newCollector(&s.plan, s.shards)
 	if err := r.startShards(s.shards); err != nil {
 		return Result{}, err
@@ -84,6 +85,7 @@ func (s *Storm) Run(ctx context.Context) (Result, error) {
 	<-collected
 	for _, sh := range r.shards {
 		result.Stalls += sh.out.stalls
+		result.HeldBack += sh.heldBack
 		result.PortSkips += sh.source.skips
 	}
 	return result, nil
@@ -97,6 +99,7 @@ type stormRun struct {
 	collector *collector
 	shards    []*shard
 	running   sync.WaitGroup
+	begun     int64 // CLOCK_MONOTONIC ns; set before the first loop begins
 }
 
 // loopStart begins a loop on every shard.
@@ -139,11 +142,19 @@ func (r *stormRun) stopShards() {
 
 // loops runs the loops one after the other until they or ctx end.
 func (r *stormRun) loops(ctx context.Context) (result Result) {
+	r.begun = clock.Mono()
+	if d := r.plan.MaxDuration; d != 0 {
+		limited, stop := context.WithTimeout(ctx, d)
+		defer stop()
+		defer func(ctx context.Context) { result.TimeIsUp = result.Canceled && ctx.Err() == nil }(ctx)
+		ctx = limited
+	}
 	for loop := 1; loop <= r.plan.Loops; loop++ {
 		if ctx.Err() != nil || loop > 1 && !pause(ctx, r.plan.Interval) {
 			result.Canceled = true
 			return result
 		}
+		r.plan.Progress.nextLoop(loop)
 		begin := loopStart{loop, clock.Mono()}
 		for _, sh := range r.shards {
 			sh.start <- begin
@@ -152,9 +163,7 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 		select {
 		case done = <-r.collector.loopDone:
 		case <-ctx.Done():
-			r.cancel.Store(true)
-			r.wake.wake()
-			done = <-r.collector.loopDone
+			done = r.cancelLoop()
 		}
 		result.Loops = append(result.Loops, done.LoopResult)
 		if done.cancelled || done.Attempts < r.plan.Connections {
@@ -165,6 +174,24 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 		}
 	}
 	return result
+}
+
+// cancelLoop has every shard end what is under way, and returns what the loop came to.
+func (r *stormRun) cancelLoop() loopDone {
+	r.cancel.Store(true)
+	r.wake.wake()
+	for {
+		select {
+		case done := <-r.collector.loopDone:
+			return done
+		case <-time.After(interruptEvery):
+			for _, sh := range r.shards {
+				if sh.mayBlock {
+					interrupt(int(sh.thread.Load()))
+				}
+			}
+		}
+	}
 }
 
 // pause reports whether ctx lasted for d.
