@@ -27,7 +27,8 @@ func TestMaxRate(t *testing.T) {
 			plan.MaxRate = 150
 			result, attempts := storm(t.Context(), t, plan)
 			all(t, attempts, loadgen.PhaseDone, 0, 0)
-			if least := uint64(len(attempts) - shards); result.HeldBack < least {
+			// All but the first, and those before which the machine was slower than the limit.
+			if least := uint64(len(attempts) / 2); result.HeldBack < least {
 				t.Errorf("%d were held back, want at least %d", result.HeldBack, least)
 			}
 			var begun []int64
