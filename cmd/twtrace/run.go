@@ -79,6 +79,11 @@ func (s *shortForm) check(value string) error {
 }
 
 func (a *app) runCommand() *cobra.Command {
+	_, cmd := a.newRunCommand()
+	return cmd
+}
+
+func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 	f := &runFlags{
 		plan:   loadgen.NewPlan(netip.AddrPort{}),
 		close:  newChoice("client", "client", "server", "both"),
@@ -149,7 +154,7 @@ func (a *app) runCommand() *cobra.Command {
 	fl.BoolVar(&f.strict, "strict", false, "exit 3 if anything was lost or not observable")
 	fl.VarP(f.output, "output", "o", "form of the result")
 	fl.Var(f.color, "color", "colour in text output")
-	return cmd
+	return f, cmd
 }
 
 // noArgs is cobra.NoArgs with the exit code of wrong usage.

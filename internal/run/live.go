@@ -43,6 +43,7 @@ func (l *live) run(every time.Duration) {
 	defer close(l.done)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	l.show(l.now())
 	for {
 		select {
 		case <-tick.C:

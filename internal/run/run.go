@@ -55,8 +55,8 @@ type Options struct {
 	// OnLoop, if set, is given each loop once how things stood at its end is
 	// known, in order, from one goroutine.
 	OnLoop func(report.Loop)
-	// OnProgress, if set, is given each ProgressEvery, and as the storm ends, how far the run is,
-	// from one goroutine.
+	// OnProgress, if set, is given at the begin, each ProgressEvery, and as the storm ends, how
+	// far the run is, from one goroutine.
 	OnProgress    func(progress.Run)
 	ProgressEvery time.Duration
 	// Warmup leaves attempts that are due in the storm's first moments out of the latencies, and
