@@ -258,8 +258,11 @@ func TestStopAgain(t *testing.T) {
 // endBySignals sends SIGINT every now and then until the process has ended by it, and returns how often.
 func endBySignals(t *testing.T, cmd *exec.Cmd) (n int) {
 	t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = cmd.Wait() // ProcessState has it
+	}()
 	deadline := time.After(pollLimit)
 	for {
 		if err := cmd.Process.Signal(os.Interrupt); err == nil {
