@@ -92,6 +92,7 @@ type outlet struct {
 	current []Attempt
 	stalls  uint64
 	oldest  int64 // when the first of current was put, CLOCK_MONOTONIC ns
+	failed  int64 // of all that were put
 }
 
 func newOutlet(c *collector) outlet {
@@ -116,6 +117,9 @@ func (o *outlet) put(a *Attempt, now int64) {
 	}
 	if len(o.current) == 0 {
 		o.oldest = now
+	}
+	if a.Failed() {
+		o.failed++
 	}
 	o.current = append(o.current, *a)
 	if len(o.current) == cap(o.current) {

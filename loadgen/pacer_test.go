@@ -1,6 +1,10 @@
 package loadgen
 
 import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -33,5 +37,58 @@ func TestPacer(t *testing.T) {
 				t.Errorf("%+v: attempt %d is due before the one before it", p, k)
 			}
 		}
+	}
+}
+
+// TestLimiter has shards that look at random moments begin whatever they may.
+func TestLimiter(t *testing.T) {
+	for _, tt := range []struct {
+		rate   float64
+		shards int
+		every  time.Duration // the mean time between two looks of a shard
+		least  float64       // of the rate, on average
+	}{
+		{1000, 1, 100 * time.Microsecond, 0.99},
+		{1000, 7, 100 * time.Microsecond, 0.99},
+		{3, 5, time.Millisecond, 0.9},
+		{50_000, 3, 200 * time.Microsecond, 0.99},
+		{1000, 2, 5 * time.Millisecond, 0.1}, // most slots are too old by the time somebody looks
+	} {
+		t.Run(fmt.Sprintf("%g a second, %d shards, %v", tt.rate, tt.shards, tt.every), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(1, 2))
+			const seconds = 4
+			var begun []int64
+			for id := range tt.shards {
+				l := newLimiter(&Plan{MaxRate: tt.rate}, id, tt.shards)
+				for now := int64(0); now < seconds*1e9; now += rnd.Int64N(2 * int64(tt.every)) {
+					for l.ready(now) {
+						l.begin()
+						begun = append(begun, now)
+					}
+				}
+			}
+			slices.Sort(begun)
+			if least := tt.least * tt.rate * seconds; float64(len(begun)) < least {
+				t.Errorf("%d began in %d s, want at least %g", len(begun), seconds, least)
+			}
+			n := int(math.Ceil(tt.rate))
+			for i := n; i < len(begun); i++ {
+				if begun[i]-begun[i-n] < 1e9 {
+					t.Fatalf("%d begin within %v from %v on", n+1, time.Duration(begun[i]-begun[i-n]), time.Duration(begun[i-n]))
+				}
+			}
+		})
+	}
+	if l := newLimiter(&Plan{}, 0, 1); l != nil {
+		t.Errorf("a plan without a limit has %+v", l)
+	}
+	// An open loop at the limit keeps its times: k of one is not before k of the other.
+	l := newLimiter(&Plan{MaxRate: 5000, Rate: 5000}, 0, 1)
+	p := pacer{from: 5000, to: 5000, n: 1 << 20}
+	for k := range 1 << 20 {
+		if late := l.due() - p.due(k); late > 1000 {
+			t.Fatalf("attempt %d may begin %d ns after it is due", k, late)
+		}
+		l.begin()
 	}
 }

@@ -43,11 +43,11 @@ const maxTogether = 16
 // Together returns the processors for a server that is to host the storm p (Plan.Host), a
 // thread on each; none if the two had better have threads of their own. They do where it
 // is about their not keeping pace with each other, a small accept queue, a server that is
-// slow, or an open loop, in which the server's work would be a delay of the storm's; where
+// slow, or attempts that have times, which the server's work would delay; where
 // a close() can block; and where a thread's limit on open files is too low for both ends.
 func Together(p *Plan, s *ServerPlan) ([]int, error) {
 	slow := s.AcceptDelay != 0 || s.Mode != Echo && s.Mode != ResetOnClose || s.Backlog != 0 && s.Backlog < DefaultBacklog
-	if slow || p.Rate != 0 || p.Linger > 0 || p.Shards != 0 {
+	if slow || p.Rate != 0 || p.MaxRate != 0 || p.Linger > 0 || p.Shards != 0 {
 		return nil, nil
 	}
 	limit, err := fdLimit()

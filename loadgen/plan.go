@@ -90,8 +90,15 @@ type Plan struct {
 	// loop, which the rate rises or falls to linearly. Concurrency is a limit all
 	// the same: what is due then waits, and nothing is left out.
 	Rate, RateTo float64
-	Interval     time.Duration // pause between loops
-	Hold         time.Duration // how long a connection stays open after the reply
+	// MaxRate, if not 0, is a limit: of the attempts of all loops and shards, never more than this many
+	// begin in any second, spaced evenly. It makes no open loop: what it holds back is counted
+	// (Result.HeldBack) and its latencies count from when it began.
+	MaxRate float64
+	// MaxDuration, if not 0, is how long after its begin, pauses between loops included,
+	// the storm is cancelled as by its context.
+	MaxDuration time.Duration
+	Interval    time.Duration // pause between loops
+	Hold        time.Duration // how long a connection stays open after the reply
 	// Timeout bounds an attempt's life from socket() to the reply (and the peer's
 	// close, where that is waited for), without its Hold; 0: DefaultTimeout.
 	Timeout time.Duration
@@ -127,6 +134,8 @@ type Plan struct {
 	// been given to OnAttempts, from the goroutine that called Storm.Run. The
 	// next loop starts when it returns.
 	OnLoop func(LoopResult) `json:"-"`
+	// Progress, if set, tells how far the storm is while it runs.
+	Progress *Progress `json:"-"`
 }
 
 // LoopResult is what one loop came to.
@@ -144,7 +153,9 @@ type Result struct {
 	// PortSkips is how often BindPort found a port in use by somebody else.
 	PortSkips uint64
 	Stalls    uint64 // times a shard had to wait because OnAttempts was slow; no attempt is ever lost
-	Canceled  bool   // the context ended before the last loop did; Loops then ends with the one cut short, if any
+	HeldBack  uint64 // attempts that MaxRate alone kept from beginning earlier
+	Canceled  bool   // the context or MaxDuration ended before the last loop did; Loops then ends with the one cut short, if any
+	TimeIsUp  bool   // it was MaxDuration
 }
 
 // NewPlan returns the classic storm at target: 10 loops of 10,000 connections,
@@ -186,8 +197,14 @@ func (p *Plan) Validate() error {
 	if !validRate(p.Rate) || !validRate(p.RateTo) || p.Rate == 0 && p.RateTo != 0 {
 		bad("rates must be 0.001 to 10000000 connections a second, not %g to %g", p.Rate, p.RateTo)
 	}
-	if p.Interval < 0 || p.Hold < 0 || p.Timeout < 0 {
-		bad("interval, hold and timeout must not be negative")
+	if !validRate(p.MaxRate) {
+		bad("max-rate must be 0.001 to 10000000 connections a second (or 0: no limit), not %g", p.MaxRate)
+	}
+	if fastest := max(p.Rate, p.RateTo); p.MaxRate != 0 && fastest > p.MaxRate {
+		bad("a rate of %g is above the max-rate of %g", fastest, p.MaxRate)
+	}
+	if p.Interval < 0 || p.Hold < 0 || p.Timeout < 0 || p.MaxDuration < 0 {
+		bad("interval, hold, timeout and max-duration must not be negative")
 	}
 	if p.Shards < 0 || p.Shards > MaxShards {
 		bad("shards must be 0 to %d, not %d", MaxShards, p.Shards)

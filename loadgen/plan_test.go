@@ -21,11 +21,13 @@ func TestValidate(t *testing.T) {
 
 	bad := loadgen.Plan{
 		Target: netip.MustParseAddrPort("[fe80::1%eth0]:80"), Concurrency: -1, Bytes: -1,
-		ServerFirst: 1<<20 + 1, Linger: time.Millisecond, Hold: -1, Shards: -1, Close: 7, Part: 2, Parts: 2,
+		ServerFirst: 1<<20 + 1, Linger: time.Millisecond, Hold: -1, MaxRate: -1, Shards: -1, Close: 7, Part: 2, Parts: 2,
 		Bind: 7, Sources: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, LocalPorts: loadgen.PortRange{Low: 2, High: 1},
 	}
 	contrary := loadgen.NewPlan(netip.MustParseAddrPort("127.0.0.1:7"))
 	contrary.Bind, contrary.NoPort = loadgen.BindPort, true
+	fast := loadgen.NewPlan(netip.MustParseAddrPort("127.0.0.1:7"))
+	fast.Rate, fast.RateTo, fast.MaxRate = 1000, 2000, 1500
 	badServer := loadgen.ServerPlan{
 		Bytes: 1<<20 + 1, First: -1, Close: 7, Linger: -2, Backlog: -1, AcceptDelay: -1, Shards: 1 << 20, Concurrency: -1,
 		Mode: 9,
@@ -34,8 +36,9 @@ func TestValidate(t *testing.T) {
 		err   error
 		words []string
 	}{
-		"plan": {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "server-first", "linger", "hold", "shards", "close",
+		"plan": {bad.Validate(), []string{"zone", "loops", "connections", "concurrency", "bytes", "server-first", "linger", "max-rate", "hold", "max-duration", "shards", "close",
 			"part must be 0 to 1", "bind must be", "source 127.0.0.1", "local port range 2-1"}},
+		"rates":   {fast.Validate(), []string{"a rate of 2000 is above the max-rate of 1500"}},
 		"binding": {contrary.Validate(), []string{"needs a source", "no-port"}},
 		"server":  {badServer.Validate(), []string{"listen", "bytes", "server-first", "close", "linger", "backlog", "accept-delay", "shards", "concurrency", "server must be"}},
 	} {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Server is the other end of a Storm, as its ServerPlan describes it.
@@ -141,6 +142,28 @@ func (s *Server) end() {
 	s.closed = true
 	s.stop.Store(true)
 	s.wake.wake()
-	s.running.Wait()
+	s.wait()
 	s.wake.close()
+}
+
+// wait waits for the threads, and interrupts those that may be in a close() that waits
+// for SO_LINGER's time.
+func (s *Server) wait() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.running.Wait()
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(interruptEvery):
+		}
+		for _, sh := range s.shards {
+			if sh.mayBlock {
+				interrupt(int(sh.thread.Load()))
+			}
+		}
+	}
 }

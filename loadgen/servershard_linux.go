@@ -54,6 +54,7 @@ type serverShard struct {
 	id     int
 	server *Server
 	counts counts
+	thread atomic.Int32   // its number, by which Close interrupts it
 	addr   netip.AddrPort // valid when run has said ready
 
 	// guests are shards of storms that this thread is to run (Plan.Host).
@@ -101,6 +102,7 @@ func (s *serverShard) run(ready chan<- error) {
 }
 
 func (s *serverShard) setUp() error {
+	s.thread.Store(int32(unix.Gettid()))
 	s.plan = &s.server.plan
 	s.toSend = s.plan.First + s.plan.Bytes
 	if s.plan.Mode == NeverRead {
@@ -490,6 +492,11 @@ func (s *serverShard) close(fd int, e unix.Errno) {
 	}
 	// The descriptor is gone whatever close() says.
 	if s.mayBlock {
+		if s.server.stop.Load() {
+			// Else each close() could wait for SO_LINGER's time. If this fails, it does.
+			off := lingerOption(0, 0)
+			_ = sysSetsockopt(fd, &off)
+		}
 		_ = sysCloseBlocking(fd)
 	} else {
 		_ = sysClose(fd)

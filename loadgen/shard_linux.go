@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -68,7 +69,7 @@ type queue struct{ head, tail int32 }
 
 const none = -1
 
-// shard is one thread of a storm. Everything but start and what outlet shares is
+// shard is one thread of a storm. Everything but start, thread, counts and what outlet shares is
 // used by that thread alone.
 type shard struct {
 	id    int
@@ -76,7 +77,9 @@ type shard struct {
 	storm *stormRun
 	host  *serverShard   // whose thread it is, and whose other end; nil: its own
 	start chan loopStart // the loop to run next; has room for one
-	out   outlet
+	// thread is its number, by which others interrupt it.
+	thread atomic.Int32
+	out    outlet
 
 	firstIndex, count, window int // this shard's part of a loop, and of Concurrency
 
@@ -98,14 +101,19 @@ type shard struct {
 		name   sockaddr
 	}
 
-	pace    *pacer // nil: a closed loop
-	every   int    // of the attempts that are due this shard has each so-manieth
-	loop    int
-	begun   int64 // CLOCK_MONOTONIC ns
-	opened  int   // of count, in this loop
-	open    int   // now
-	living  queue // until Timeout
-	holding queue // until Hold is over
+	limit    *limiter     // nil: none
+	held     bool         // nothing but limit keeps the next attempt from beginning
+	counts   *shardCounts // nil: nobody asks
+	pace     *pacer       // nil: a closed loop
+	every    int          // of the attempts that are due this shard has each so-manieth
+	loop     int
+	begun    int64 // CLOCK_MONOTONIC ns
+	opened   int   // of count, in this loop
+	started  int64 // in all loops
+	heldBack uint64
+	open     int   // now
+	living   queue // until Timeout
+	holding  queue // until Hold is over
 }
 
 func newShard(id, of int, r *stormRun) *shard {
@@ -130,6 +138,7 @@ func newShard(id, of int, r *stormRun) *shard {
 		s.pace = &pacer{from: p.Rate, to: cmp.Or(p.RateTo, p.Rate), n: p.Connections}
 		s.every = of
 	}
+	s.limit, s.counts = newLimiter(p, id, of), p.Progress.shard()
 	s.firstIndex, s.count = split(p.Connections, id, of)
 	_, s.window = split(p.Concurrency, id, of)
 	if p.ReusePort {
@@ -156,6 +165,7 @@ func (s *shard) run(ready chan<- error) {
 			break
 		}
 		s.runLoop(begin)
+		s.publish()
 		s.out.flush(begin.loop)
 	}
 	if s.host == nil {
@@ -181,6 +191,7 @@ func (s *shard) next() (begin loopStart, ok bool) {
 }
 
 func (s *shard) setUp() error {
+	s.thread.Store(int32(unix.Gettid()))
 	if s.plan.Enter != nil && s.host == nil {
 		if err := s.plan.Enter(); err != nil {
 			return setupError("client shard", s.id, err)
@@ -190,7 +201,7 @@ func (s *shard) setUp() error {
 	if err != nil {
 		return setupError("client shard", s.id, err)
 	}
-	if s.pace != nil {
+	if s.pace != nil || s.limit != nil {
 		// Timers of this thread may be late by this many ns; the default is 50,000.
 		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
 			return setupError("client shard", s.id, fmt.Errorf("set the timer slack: %w", err))
@@ -255,6 +266,7 @@ func (s *shard) runLoop(begin loopStart) {
 		if s.host != nil {
 			s.host.acceptWaiting()
 		}
+		s.publish()
 		n := s.wait()
 		for i := range s.events[:n] {
 			s.handle(&s.events[i])
@@ -286,7 +298,7 @@ func (s *shard) wait() int {
 	switch {
 	case s.canOpen() || s.host != nil && s.host.canAccept():
 		n, e = sysEpollPoll(s.epfd, s.events)
-	case s.pace == nil:
+	case s.pace == nil && s.limit == nil:
 		n, e = sysEpollWait(s.epfd, s.events, s.untilNext())
 	default:
 		n, e = sysEpollWait2(s.epfd, s.events, s.untilDue())
@@ -344,15 +356,9 @@ func (s *shard) tick() {
 
 // cancelAll ends every connection that is under way.
 func (s *shard) cancelAll() {
-	off := lingerOption(0, 0)
 	for _, q := range []*queue{&s.living, &s.holding} {
 		for q.head != none {
 			fd := int(q.head)
-			if s.mayBlock {
-				// Else each close() could wait for SO_LINGER's time. If this
-				// fails, it does.
-				_ = sysSetsockopt(fd, &off)
-			}
 			s.end(fd, phases[s.conns[fd].state], unix.ECANCELED, Cancelled)
 		}
 	}
@@ -361,13 +367,44 @@ func (s *shard) cancelAll() {
 func (s *shard) hasRoom() bool { return s.opened < s.count && s.open < s.window }
 
 func (s *shard) canOpen() bool {
-	return s.hasRoom() && (s.pace == nil || s.due() <= clock.Mono())
+	if !s.hasRoom() {
+		return false
+	}
+	if s.pace == nil && s.limit == nil {
+		return true
+	}
+	now := clock.Mono()
+	if s.pace != nil && s.intended() > now {
+		return false
+	}
+	s.held = s.held || s.limit != nil && !s.limit.ready(now-s.storm.begun)
+	return s.due() <= now
 }
 
-// due is when the shard's next attempt is to begin, CLOCK_MONOTONIC ns.
-func (s *shard) due() int64 { return s.begun + s.pace.due(s.opened*s.every+s.id) }
+// intended is when the shard's next attempt of an open loop is to begin, CLOCK_MONOTONIC ns.
+func (s *shard) intended() int64 { return s.begun + s.pace.due(s.opened*s.every+s.id) }
 
-// untilDue is the time to wait for events in an open loop, -1 if there is no end to it.
+// due is when the shard's next attempt may begin, CLOCK_MONOTONIC ns.
+func (s *shard) due() (at int64) {
+	if s.pace != nil {
+		at = s.intended()
+	}
+	if s.limit != nil {
+		at = max(at, s.storm.begun+s.limit.due())
+	}
+	return at
+}
+
+// publish makes the counts visible to who asks for progress.
+func (s *shard) publish() {
+	if c := s.counts; c != nil {
+		c.started.Store(s.started)
+		c.failed.Store(s.out.failed)
+		c.open.Store(int64(s.open))
+	}
+}
+
+// untilDue is the time to wait for events where attempts have times, -1 if there is no end to it.
 func (s *shard) untilDue() time.Duration {
 	wait := time.Duration(-1)
 	if ms := s.untilNext(); ms >= 0 {
@@ -409,12 +446,20 @@ func (s *shard) openOne() int64 {
 	}
 	a.Intended = a.Started
 	if s.pace != nil {
-		a.Intended = s.due()
+		a.Intended = s.intended()
+	}
+	if s.limit != nil {
+		s.limit.begin()
+		if s.held {
+			s.heldBack++
+			s.held = false
+		}
 	}
 	s.opened++
 	if s.plan.Begun != nil {
 		s.plan.Begun.Add(1)
 	}
+	s.started++
 	fd, e := sysSocket(s.target.family())
 	if e == 0 && fd >= len(s.conns) {
 		_ = sysClose(fd)
@@ -636,6 +681,11 @@ func (s *shard) end(fd int, phase Phase, e unix.Errno, flags AttemptFlags) {
 	}
 	var errno unix.Errno
 	if s.mayBlock {
+		if s.storm.cancel.Load() {
+			// Else each close() could wait for SO_LINGER's time. If this fails, it does.
+			off := lingerOption(0, 0)
+			_ = sysSetsockopt(fd, &off)
+		}
 		errno = sysCloseBlocking(fd)
 	} else {
 		errno = sysClose(fd)

@@ -68,6 +68,7 @@ func (s *Storm) Run(ctx context.Context) (Result, error) {
 		}
 		defer r.wake.close()
 	}
+	s.plan.Progress.Begin()
 	r.collector = newCollector(&s.plan, s.shards)
 	if err := r.startShards(s.shards); err != nil {
 		return Result{}, err
@@ -91,6 +92,7 @@ func (s *Storm) Run(ctx context.Context) (Result, error) {
 	<-collected
 	for _, sh := range r.shards {
 		result.Stalls += sh.out.stalls
+		result.HeldBack += sh.heldBack
 		result.PortSkips += sh.source.skips
 	}
 	return result, nil
@@ -104,6 +106,7 @@ type stormRun struct {
 	collector *collector
 	shards    []*shard
 	running   sync.WaitGroup
+	begun     int64 // CLOCK_MONOTONIC ns; set before the first loop begins
 }
 
 // loopStart begins a loop on every shard.
@@ -168,11 +171,19 @@ func (r *stormRun) wakeHost() {
 
 // loops runs the loops one after the other until they or ctx end.
 func (r *stormRun) loops(ctx context.Context) (result Result) {
+	r.begun = clock.Mono()
+	if d := r.plan.MaxDuration; d != 0 {
+		limited, stop := context.WithTimeout(ctx, d)
+		defer stop()
+		defer func(ctx context.Context) { result.TimeIsUp = result.Canceled && ctx.Err() == nil }(ctx)
+		ctx = limited
+	}
 	for loop := 1; loop <= r.plan.Loops; loop++ {
 		if ctx.Err() != nil || loop > 1 && !pause(ctx, r.plan.Interval) {
 			result.Canceled = true
 			return result
 		}
+		r.plan.Progress.NextLoop(loop)
 		begin := loopStart{loop, clock.Mono()}
 		for _, sh := range r.shards {
 			sh.start <- begin
@@ -182,9 +193,7 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 		select {
 		case done = <-r.collector.loopDone:
 		case <-ctx.Done():
-			r.cancel.Store(true)
-			r.wake.wake()
-			done = <-r.collector.loopDone
+			done = r.cancelLoop()
 		}
 		result.Loops = append(result.Loops, done.LoopResult)
 		if done.cancelled || done.Attempts < r.plan.Connections {
@@ -195,6 +204,24 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 		}
 	}
 	return result
+}
+
+// cancelLoop has every shard end what is under way, and returns what the loop came to.
+func (r *stormRun) cancelLoop() loopDone {
+	r.cancel.Store(true)
+	r.wake.wake()
+	for {
+		select {
+		case done := <-r.collector.loopDone:
+			return done
+		case <-time.After(interruptEvery):
+			for _, sh := range r.shards {
+				if sh.mayBlock {
+					interrupt(int(sh.thread.Load()))
+				}
+			}
+		}
+	}
 }
 
 // pause reports whether ctx lasted for d.

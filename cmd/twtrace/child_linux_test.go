@@ -50,6 +50,7 @@ func child(world string) int {
 		worldFewFiles:    fewFiles,
 		worldLoopback:    loopbackUp,
 		worldNoPortRange: refusePortRange,
+		worldOwnAddress:  addOwnAddresses,
 	}[world]
 	if enter != nil {
 		if err := enter(); err != nil {

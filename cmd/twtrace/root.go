@@ -126,6 +126,7 @@ func (a *app) root() *cobra.Command {
 var wants = map[string]string{
 	"int":      "a whole number",
 	"uint64":   "a whole number",
+	"float64":  "a number",
 	"duration": "a time with its unit, for instance 500ms or 2s",
 	"bool":     "true or false",
 }

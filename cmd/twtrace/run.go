@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -16,6 +15,7 @@ import (
 	"github.com/twtrace/twtrace/internal/clients"
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
+	"github.com/twtrace/twtrace/internal/progress"
 	"github.com/twtrace/twtrace/internal/report"
 	"github.com/twtrace/twtrace/internal/run"
 	"github.com/twtrace/twtrace/internal/tcp"
@@ -47,6 +47,7 @@ type runFlags struct {
 	hgrm    string
 	warmup  time.Duration
 	rate    string
+	follow  *choice // --progress
 	strict  bool
 	sysctls []string
 	short   [len(shortForms)]string
@@ -80,6 +81,11 @@ func (s *shortForm) check(value string) error {
 }
 
 func (a *app) runCommand() *cobra.Command {
+	_, cmd := a.newRunCommand()
+	return cmd
+}
+
+func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 	f := &runFlags{
 		plan:   loadgen.NewPlan(netip.AddrPort{}),
 		close:  newChoice("client", "client", "server", "both"),
@@ -88,6 +94,7 @@ func (a *app) runCommand() *cobra.Command {
 		server: newServerChoice(),
 		output: newChoice("text", "text", "json"),
 		color:  newChoice("auto", "auto", "always", "never"),
+		follow: newProgressChoice(),
 	}
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -113,6 +120,8 @@ func (a *app) runCommand() *cobra.Command {
 	fl.IntVar(&f.clients, "clients", 1, "that many client processes at the same time, each with the whole storm (and its own --rate): kill -INT PID stops one")
 	fl.IntVar(&f.plan.Concurrency, "concurrency", 0, "how many are in flight at once (default: all of a loop)")
 	fl.StringVar(&f.rate, "rate", "", "open loop: `R` connections a second are due, or LO-HI from the begin to the end of a loop, done or not those before")
+	fl.Float64Var(&f.plan.MaxRate, "max-rate", 0, "never begin more than `R` connections a second, in a closed loop too, of all clients together; latencies still count from the begin; 0: no limit")
+	fl.DurationVar(&f.plan.MaxDuration, "max-duration", 0, "stop the storm after this time, as Ctrl-C does; 0: no limit")
 	fl.IntVar(&f.plan.Bytes, "bytes", f.plan.Bytes, "bytes each way")
 	fl.StringVar(&f.linger, "linger", "", "SO_LINGER {1,SECONDS}; without a value {1,0}: close by RST")
 	fl.Lookup("linger").NoOptDefVal = "0"
@@ -134,9 +143,9 @@ func (a *app) runCommand() *cobra.Command {
 	fl.IntVar(&f.every, "accept-every", 1, "accepts between two delays of --accept-delay")
 	fl.Var(f.net, "net", "two fresh namespaces joined by veth, one with its loopback, or this host's own")
 	fl.BoolVarP(&f.ipv6, "ipv6", "6", false, "IPv6")
-	fl.StringVar(&f.target, "target", "", "a server started elsewhere (twtrace serve) at `HOST:PORT`; implies --net host")
+	fl.StringVar(&f.target, "target", "", "a server started elsewhere (twtrace serve) at `HOST:PORT`; implies --net host, and for a public address --max-rate 1000")
 	fl.StringVar(&f.control, "control", "", "`PORT` where the server of --target is asked for its counts, or none (default: its port + 1)")
-	fl.StringVar(&f.allow, "yes-i-may-load", "", "the `HOST` of --target, once more: it is not of this machine, and I may load it")
+	fl.StringVar(&f.allow, "yes-i-may-load", "", "the `HOST` of --target, once more: it is not loopback, and I may load it")
 	fl.StringArrayVar(&f.sysctls, "sysctl", nil, "set `KEY=VALUE` in the fresh namespaces (repeatable)")
 	for i, s := range shortForms {
 		fl.StringVar(&f.short[i], s.flag, "", s.key[strings.LastIndexByte(s.key, '.')+1:]+" `"+s.value+"`"+s.help)
@@ -145,10 +154,11 @@ func (a *app) runCommand() *cobra.Command {
 	fl.DurationVar(&f.warmup, "warmup", 0, "leave what was due in this time from the storm's begin out of the latencies")
 	fl.StringVar(&f.hgrm, "hgrm", "", "write the latencies to `PREFIX`-connect.hgrm, -first-byte.hgrm and -exchange.hgrm (HdrHistogram)")
 	fl.BoolVar(&f.noTrace, "no-trace", false, "the storm alone; needs no root with --net host")
+	fl.Var(f.follow, "progress", progressHelp)
 	fl.BoolVar(&f.strict, "strict", false, "exit 3 if anything was lost or not observable")
 	fl.VarP(f.output, "output", "o", "form of the result")
 	fl.Var(f.color, "color", "colour in text output")
-	return cmd
+	return f, cmd
 }
 
 // noArgs is cobra.NoArgs with the exit code of wrong usage.
@@ -166,9 +176,17 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 	}
 	a.warn(f, &opts)
 	opts.DropPrivilege = a.dropPrivilege
-	text := report.NewText(a.stdout, useColor(f.color.value, a.stdout))
+	color := useColor(f.color.value, a.stdout)
+	a, follower, end := a.follow(f.follow.value)
+	defer end()
+	if follower != nil {
+		opts.ProgressEvery = follower.every
+		opts.OnProgress = func(p progress.Run) { follower.show(p.Line) }
+	}
+	text := report.NewText(a.stdout, color)
 	isText := f.output.value == "text"
 	opts.OnStart = func(s *report.Summary) {
+		a.announce(&opts)
 		a.warnUnseen(f, s)
 		a.warnLocalPorts(opts.Plan.LocalPorts, s)
 		if isText {
@@ -240,6 +258,9 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 	if f.clients < 1 || f.clients > clients.Max {
 		return opts, usagef("--clients must be from 1 to %d, not %d", clients.Max, f.clients)
 	}
+	if fastest := max(opts.Plan.Rate, opts.Plan.RateTo) * float64(f.clients); f.clients > 1 && opts.Plan.MaxRate > 0 && fastest > opts.Plan.MaxRate {
+		return opts, usagef("--max-rate %g is below the %g connections a second that --rate asks for, of all clients together", opts.Plan.MaxRate, fastest)
+	}
 	if f.backlog < 1 || f.watch < 0 || f.warmup < 0 {
 		return opts, usagef("--backlog must be at least 1 and --linger-watch and --warmup not negative")
 	}
@@ -250,6 +271,9 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		opts.Net.Kind = netlab.Host
 		if opts.Target, err = f.resolveTarget(ctx); err != nil {
 			return opts, err
+		}
+		if !f.given("max-rate") && opts.Plan.Rate == 0 && isPublic(opts.Target.Addr()) {
+			opts.Plan.MaxRate = publicMaxRate
 		}
 		opts.Net.IPv6 = opts.Target.Addr().Is6()
 		if f.sources > 1 && !opts.Target.Addr().IsLoopback() {
@@ -388,32 +412,6 @@ func parsePorts(text string) (lo, hi int, err error) {
 		return 0, 0, fmt.Errorf("ports must be from 1024 to 65535")
 	}
 	return lo, hi, nil
-}
-
-// resolveTarget looks the target up, and asks for consent to load it unless it
-// is this machine's loopback.
-func (f *runFlags) resolveTarget(ctx context.Context) (netip.AddrPort, error) {
-	host, port, err := net.SplitHostPort(f.target)
-	if err != nil {
-		return netip.AddrPort{}, usagef("--target %s: want HOST:PORT", f.target)
-	}
-	number, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || number == 0 {
-		return netip.AddrPort{}, usagef("--target %s: want a port from 1 to 65535", f.target)
-	}
-	network := "ip4"
-	if f.ipv6 || strings.Contains(host, ":") {
-		network = "ip6"
-	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, network, host)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("--target %s: %w: check the name, or give an address", f.target, err)
-	}
-	addr := addrs[0].Unmap()
-	if !addr.IsLoopback() && f.allow != host {
-		return netip.AddrPort{}, usagef("--target %s is not of this machine: if you may load it, say so with `--yes-i-may-load %s`", f.target, host)
-	}
-	return netip.AddrPortFrom(addr, uint16(number)), nil
 }
 
 // needs is what a run with these flags asks of its caller.

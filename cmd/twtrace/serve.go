@@ -7,11 +7,13 @@ import (
 	"io"
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/twtrace/twtrace/internal/control"
 	"github.com/twtrace/twtrace/internal/privilege"
+	"github.com/twtrace/twtrace/internal/progress"
 	"github.com/twtrace/twtrace/loadgen"
 )
 
@@ -22,6 +24,7 @@ func (a *app) serveCommand() *cobra.Command {
 	mode := newServerChoice()
 	plan.AcceptEvery = 1
 	controlPort := ""
+	follow := newProgressChoice()
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the storm's server alone, for a `twtrace run --target` elsewhere",
@@ -50,7 +53,7 @@ func (a *app) serveCommand() *cobra.Command {
 			if _, err := parseControl(controlPort, plan.Listen.Port()); err != nil {
 				return err
 			}
-			return a.serve(cmd.Context(), plan, controlPort)
+			return a.serve(cmd.Context(), plan, controlPort, follow.value)
 		},
 	}
 	fl := cmd.Flags()
@@ -62,6 +65,7 @@ func (a *app) serveCommand() *cobra.Command {
 	fl.IntVar(&plan.First, "server-first", 0, "bytes to send as soon as a connection is accepted, before the reply")
 	fl.DurationVar(&plan.AcceptDelay, "accept-delay", 0, "a slow acceptor: accept nothing for this time after every --accept-every accepts")
 	fl.IntVar(&plan.AcceptEvery, "accept-every", 1, "accepts between two delays of --accept-delay")
+	fl.Var(follow, "progress", progressHelp)
 	fl.StringVar(&controlPort, "control", "", "`PORT` where the counts are told, or none (default: the port after the server's)")
 	return cmd
 }
@@ -116,7 +120,7 @@ func (a *app) tellCounts(server *loadgen.Server, asked string) (io.Closer, error
 	return io.NopCloser(nil), nil
 }
 
-func (a *app) serve(ctx context.Context, plan loadgen.ServerPlan, controlPort string) (err error) {
+func (a *app) serve(ctx context.Context, plan loadgen.ServerPlan, controlPort, follow string) (err error) {
 	server, err := loadgen.NewServer(plan)
 	if err != nil {
 		return err
@@ -137,11 +141,36 @@ func (a *app) serve(ctx context.Context, plan loadgen.ServerPlan, controlPort st
 		}
 	}
 	fmt.Fprintf(a.stdout, "listening on %s\n", server.Addr())
-	<-ctx.Done()
+	a.showUntil(ctx, server, follow)
 	if err := server.Close(); err != nil {
 		return err
 	}
 	st := server.Stats()
 	fmt.Fprintf(a.stderr, "%d accepted, %d closed, %d dropped by the listener\n", st.Accepted, st.Closed, st.Drops)
 	return nil
+}
+
+// showUntil shows what the server does until ctx ends.
+func (a *app) showUntil(ctx context.Context, server *loadgen.Server, mode string) {
+	_, follower, end := a.follow(mode)
+	defer end()
+	if follower == nil {
+		<-ctx.Done()
+		return
+	}
+	tick := time.NewTicker(follower.every)
+	defer tick.Stop()
+	begun := time.Now()
+	var meter progress.Meter
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			st, at := server.Stats(), time.Since(begun)
+			follower.show(progress.Server{
+				Elapsed: at, Accepted: st.Accepted, Closed: st.Closed, PerSecond: meter.PerSecond(at, int64(st.Accepted)),
+			}.Line)
+		}
+	}
 }

@@ -63,6 +63,9 @@ type process struct {
 	stopping atomic.Bool
 	outcome  *outcome // nil: it has not told
 
+	// What it has reported, for who asks while it runs.
+	reported, failed atomic.Int64
+
 	reap  sync.Once
 	state *os.ProcessState
 	tally Account
@@ -177,6 +180,16 @@ func (p *process) share() (*os.File, error) {
 // begun is how many attempts the client has begun.
 func (p *process) begun() int {
 	return int((*atomic.Uint64)(unsafe.Pointer(&p.page[0])).Load())
+}
+
+// progress is how far it is. An attempt that it has not reported counts as open.
+func (p *process) progress() (c loadgen.ProgressCounts) {
+	reported := p.reported.Load()
+	c.Failed = p.failed.Load()
+	c.Started = max(int64(p.begun()), reported)
+	c.Finished = max(0, reported-c.Failed)
+	c.Open = c.Started - reported
+	return c
 }
 
 // free lets go of all but the process.

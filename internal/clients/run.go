@@ -42,6 +42,11 @@ type news struct {
 func (g *Group) Run(ctx context.Context, plan loadgen.Plan) (loadgen.Result, error) {
 	// What a client has to say in a loop and at its end finds room.
 	r := &groupRun{procs: g.procs, plan: &plan, news: make(chan news, 3*len(g.procs)), alive: make(map[*process]bool)}
+	var counts []func() loadgen.ProgressCounts
+	for _, p := range g.procs {
+		counts = append(counts, p.progress)
+	}
+	plan.Progress.Begin(counts...)
 	var following sync.WaitGroup
 	defer following.Wait()
 	for _, p := range g.procs {
@@ -61,13 +66,15 @@ func (g *Group) Run(ctx context.Context, plan loadgen.Plan) (loadgen.Result, err
 	}
 	result := r.loops(ctx)
 	r.rest(ctx)
-	result.Canceled = r.canceled()
 	for _, p := range g.procs {
 		if p.outcome != nil {
 			result.PortSkips += p.outcome.PortSkips
 			result.Stalls += p.outcome.Stalls
+			result.HeldBack += p.outcome.HeldBack
+			result.TimeIsUp = result.TimeIsUp || p.outcome.TimeIsUp
 		}
 	}
+	result.Canceled = result.TimeIsUp || r.canceled()
 	return result, r.errs
 }
 
@@ -76,6 +83,7 @@ func (r *groupRun) setUp(ctx context.Context) error {
 	for i, p := range r.procs {
 		plan := *r.plan
 		plan.Part, plan.Parts = i, len(r.procs)
+		plan.MaxRate /= float64(len(r.procs)) // it is of all of them
 		text, err := json.Marshal(&plan)
 		if err != nil {
 			return fmt.Errorf("write the storm's plan: %w", err)
@@ -143,6 +151,7 @@ func (r *groupRun) loops(ctx context.Context) (result loadgen.Result) {
 		r.mu.Lock()
 		r.loop, r.first, r.last = loadgen.LoopResult{Loop: loop}, 0, 0
 		r.mu.Unlock()
+		r.plan.Progress.NextLoop(loop)
 		for p := range r.alive {
 			_ = p.link.send(kindBegin, nil) // as with the plan
 		}
@@ -236,7 +245,10 @@ func (r *groupRun) receive(p *process) (ready bool, err error) {
 
 // deliver counts a client's attempts and hands them on.
 func (r *groupRun) deliver(p *process, attempts []loadgen.Attempt) {
+	failed := p.tally.Failed
 	p.tally.take(attempts)
+	p.failed.Add(int64(p.tally.Failed - failed))
+	p.reported.Add(int64(len(attempts)))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range attempts {

@@ -82,7 +82,10 @@ func storm(ctx context.Context, plan loadgen.Plan) outcome {
 	if err != nil {
 		return outcome{Error: err.Error()}
 	}
-	return outcome{PortSkips: result.PortSkips, Stalls: result.Stalls, Canceled: result.Canceled}
+	return outcome{
+		PortSkips: result.PortSkips, Stalls: result.Stalls, HeldBack: result.HeldBack,
+		Canceled: result.Canceled, TimeIsUp: result.TimeIsUp,
+	}
 }
 
 // inherit takes what the parent left open, and touches nothing if it was not the parent.

@@ -40,9 +40,9 @@ const (
 
 // outcome is what a client has come to.
 type outcome struct {
-	PortSkips, Stalls uint64
-	Canceled          bool
-	Error             string // of the set-up; "": none
+	PortSkips, Stalls, HeldBack uint64
+	Canceled, TimeIsUp          bool
+	Error                       string // of the set-up; "": none
 }
 
 // link is one end of the connection between the parent and a client. Several

@@ -142,7 +142,7 @@ var summaries = map[string]func() *Summary{
 	},
 	"interrupted": func() *Summary {
 		s := base()
-		s.Interrupted = true
+		s.Interrupted, s.StoppedBy = true, StoppedByUser
 		s.Server = &Server{Accepted: 120, Closed: 120}
 		s.TimeWait.Entered, s.TimeWait.Now = 120, 120
 		s.TimeWait.Sides["client"] = SideTimeWait{Entered: 120}

@@ -28,6 +28,7 @@ type Summary struct {
 	// what was done.
 	Interrupted bool         `json:"interrupted"`
 	Clients     []Client     `json:"clients"`
+	StoppedBy   string       `json:"stopped_by"` // what interrupted it: StoppedByUser, StoppedByMaxDuration; empty: nothing
 	Loops       []Loop       `json:"loops"`
 	Totals      Totals       `json:"totals"`
 	Server      *Server      `json:"server"` // null: not known; the notes say why
@@ -43,6 +44,12 @@ type Summary struct {
 	Notes []string `json:"notes"`
 }
 
+// The values of Summary.StoppedBy.
+const (
+	StoppedByUser        = "user" // Ctrl-C, a signal
+	StoppedByMaxDuration = "max-duration"
+)
+
 // Options is what the run was asked for.
 type Options struct {
 	Clients     int      `json:"clients"` // processes, each with all of the following
@@ -55,18 +62,21 @@ type Options struct {
 	ReuseAddr   bool     `json:"reuseaddr"`
 	Close       string   `json:"close"`
 	Backlog     int      `json:"backlog"`
-	Rate        float64  `json:"rate"`    // connections a second as a loop begins; 0: a closed loop
-	RateTo      float64  `json:"rate_to"` // as it ends
+	Rate        float64  `json:"rate"`     // connections a second as a loop begins; 0: a closed loop
+	RateTo      float64  `json:"rate_to"`  // as it ends
+	MaxRate     float64  `json:"max_rate"` // the limit of attempts a second; 0: none
 	WarmupS     float64  `json:"warmup_seconds"`
 	IntervalS   float64  `json:"interval_seconds"`
 	HoldS       float64  `json:"hold_seconds"`
 	WatchS      float64  `json:"linger_watch_seconds"`
-	IPv6        bool     `json:"ipv6"`
-	Shards      int      `json:"shards"`   // threads of each end; 0: chosen by itself
-	Together    bool     `json:"together"` // each thread is both ends of its connections
-	Sources     int      `json:"sources"`  // addresses that the connections came from
-	Bind        string   `json:"bind"`     // who chose their port: none, addr, port
-	NoPort      bool     `json:"no_port"`
+	// MaxDurationS is how long the storm may last; 0: as long as it takes.
+	MaxDurationS float64 `json:"max_duration_seconds"`
+	IPv6         bool    `json:"ipv6"`
+	Shards       int     `json:"shards"`   // threads of each end; 0: chosen by itself
+	Together     bool    `json:"together"` // each thread is both ends of its connections
+	Sources      int     `json:"sources"`  // addresses that the connections came from
+	Bind         string  `json:"bind"`     // who chose their port: none, addr, port
+	NoPort       bool    `json:"no_port"`
 	// LocalPortRange is IP_LOCAL_PORT_RANGE; null: not set.
 	LocalPortRange []int `json:"local_port_range"`
 	Trace          bool  `json:"trace"`
@@ -147,6 +157,8 @@ type Totals struct {
 	Latencies
 	// PortsSkipped is how often --bind port passed a port over because somebody else held it.
 	PortsSkipped int `json:"ports_skipped"`
+	// HeldBack is how many attempts would have begun earlier but for Options.MaxRate.
+	HeldBack int `json:"held_back"`
 	// OpenLoop is how well the attempts of an open loop kept to their times; null of a closed loop.
 	OpenLoop *OpenLoop `json:"open_loop"`
 }

@@ -151,9 +151,7 @@ func (t *Text) Rest(s *Summary) error {
 	t.line(" all %9d %8d %9.2f   %.0f connections a second, %d open at once", tot.Finished, tot.Failed, tot.Seconds, tot.PerSecond, tot.MostOpen)
 	t.latencies(s)
 	t.clients(s)
-	if s.Interrupted {
-		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
-	}
+	t.limits(s)
 	for _, n := range s.Notes {
 		t.line("")
 		t.wrap("", n)
@@ -161,6 +159,18 @@ func (t *Text) Rest(s *Summary) error {
 	t.failures(s)
 	t.account(s)
 	return t.flush()
+}
+
+// limits says what kept the run from doing more.
+func (t *Text) limits(s *Summary) {
+	if most := s.Options.MaxRate; most > 0 {
+		t.line("at most %g connections a second: %d of %d attempts were held back", most, s.Totals.HeldBack, s.Totals.Attempts)
+	}
+	if s.StoppedBy == StoppedByMaxDuration {
+		t.line("%s", t.red(fmt.Sprintf("stopped after %g s (--max-duration) before it was done: the numbers are of what was done", s.Options.MaxDurationS)))
+	} else if s.Interrupted {
+		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
+	}
 }
 
 type latencyRow struct {

@@ -3,14 +3,17 @@ package run
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/clients"
 	"github.com/twtrace/twtrace/internal/netlab"
+	"github.com/twtrace/twtrace/internal/progress"
 	"github.com/twtrace/twtrace/internal/report"
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/verdict"
@@ -190,5 +193,39 @@ func TestClientsBindPort(t *testing.T) {
 	account(t, s, n)
 	if s.Totals.Failed != 0 || s.Totals.PortsSkipped != 0 {
 		t.Errorf("%+v", s.Totals)
+	}
+}
+
+// TestClientsLimits: a cap is of all clients together, and so is the progress.
+func TestClientsLimits(t *testing.T) {
+	require(t)
+	const n, most = 2, 1000
+	opts := several(n)
+	opts.Plan.Connections, opts.Plan.Loops = 100000, 1
+	opts.Plan.MaxRate, opts.Plan.MaxDuration = most, time.Second
+	var last progress.Run
+	opts.OnProgress = func(p progress.Run) {
+		if p.Started < p.Finished+p.Failed || p.Started < last.Started {
+			t.Errorf("%+v after %+v", p, last)
+		}
+		last = p
+	}
+	opts.ProgressEvery = 50 * time.Millisecond
+	s := do(t, opts)
+	account(t, s, n)
+	if s.StoppedBy != report.StoppedByMaxDuration || s.Totals.HeldBack == 0 {
+		t.Errorf("stopped by %q, %d held back", s.StoppedBy, s.Totals.HeldBack)
+	}
+	for _, c := range s.Clients {
+		if c.Attempts == 0 || c.Ended != clients.Interrupted {
+			t.Errorf("%+v", c)
+		}
+	}
+	// In whole seconds, of which the last is not over.
+	if begun := s.Totals.Attempts; float64(begun) > most*math.Ceil(s.Totals.Seconds) {
+		t.Errorf("%d began in %.3f s, at most %d a second", begun, s.Totals.Seconds, most)
+	}
+	if last.Stage != progress.Storm && last.Stage != progress.Settling || last.Started != int64(s.Totals.Attempts) {
+		t.Errorf("the last progress was %+v, of %d attempts", last, s.Totals.Attempts)
 	}
 }

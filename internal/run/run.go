@@ -18,6 +18,7 @@ import (
 	"github.com/twtrace/twtrace/internal/control"
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
+	"github.com/twtrace/twtrace/internal/progress"
 	"github.com/twtrace/twtrace/internal/report"
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
@@ -58,6 +59,10 @@ type Options struct {
 	// OnLoop, if set, is given each loop once how things stood at its end is
 	// known, in order, from one goroutine.
 	OnLoop func(report.Loop)
+	// OnProgress, if set, is given at the begin, each ProgressEvery, and as the storm ends, how
+	// far the run is, from one goroutine.
+	OnProgress    func(progress.Run)
+	ProgressEvery time.Duration
 	// Warmup leaves attempts that are due in the storm's first moments out of the latencies, and
 	// of nothing else.
 	Warmup time.Duration
@@ -79,8 +84,12 @@ const (
 	hostPortLast  = 7107
 )
 
-// settleLimit bounds the wait for the last segments after a storm.
-const settleLimit = 3 * time.Second
+// settleLimit bounds the wait for the last segments after a storm, and settleStopped
+// that of who has asked for the end: a report within a second.
+const (
+	settleLimit   = 3 * time.Second
+	settleStopped = 300 * time.Millisecond
+)
 
 // session is a run under way.
 type session struct {
@@ -99,11 +108,13 @@ type session struct {
 	summary  *report.Summary
 	builder  *report.Builder
 	joiner   *timeline.Joiner // nil without a trace
+	live     *live            // nil: nobody asks
 
 	together bool           // the server's threads are the storm's too
 	sources  []netip.Addr   // that the storm binds; none: the kernel chooses
 	canceled bool           // the storm was, before it was done
 	skips    uint64         // ports that bind() refused
+	heldBack uint64         // attempts, by Plan.MaxRate
 	reasons  map[uint32]int // of RSTs sent; touched by the pump alone until it ends
 	pumpDone chan error
 	lines    chan report.Loop
@@ -114,8 +125,9 @@ type session struct {
 // are results. Among the errors: those of netlab.New, tracer.Open and
 // loadgen.NewStorm, and ErrUnreachable.
 func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
-	r := &session{opts: opts, reasons: make(map[uint32]int)}
+	r := &session{opts: opts, reasons: make(map[uint32]int), live: startLive(&opts)}
 	defer func() { err = errors.Join(err, r.close()) }()
+	defer r.live.stop()
 	if err := r.setUp(ctx); err != nil {
 		return nil, err
 	}
@@ -139,15 +151,17 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.summary.Interrupted = result.Canceled
-	if opts.Watch > 0 && !result.Canceled {
+	r.noteEnd(result)
+	if opts.Watch > 0 && r.summary.StoppedBy != report.StoppedByUser {
+		r.live.enter(progress.Watching, time.Now().Add(opts.Watch))
 		select {
 		case <-ctx.Done():
-			r.summary.Interrupted = true
+			r.summary.Interrupted, r.summary.StoppedBy = true, report.StoppedByUser
 		case <-time.After(opts.Watch):
 		}
 	}
-	after, err := r.settle()
+	r.live.enter(progress.Settling, time.Time{})
+	after, err := r.settle(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +321,7 @@ func (r *session) describe() error {
 		Options: report.Options{
 			Clients: max(1, r.opts.Clients), Loops: p.Loops, Connections: p.Connections, Concurrency: p.Concurrency, Bytes: p.Bytes,
 			ReusePort: p.ReusePort, ReuseAddr: p.ReuseAddr, Close: p.Close.String(), Backlog: r.opts.Backlog,
-			Rate: p.Rate, RateTo: p.RateTo, WarmupS: r.opts.Warmup.Seconds(), IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
+			Rate: p.Rate, RateTo: p.RateTo, MaxRate: p.MaxRate, MaxDurationS: p.MaxDuration.Seconds(), WarmupS: r.opts.Warmup.Seconds(), IntervalS: p.Interval.Seconds(), HoldS: p.Hold.Seconds(), WatchS: r.opts.Watch.Seconds(),
 			IPv6: r.opts.Net.IPv6, Trace: r.opts.Trace, Shards: p.Shards, Together: r.together,
 			Sources: max(1, r.opts.Net.Sources), Bind: p.Bind.String(), NoPort: p.NoPort,
 			ServerMode: r.opts.Server.String(), ServerFirst: p.ServerFirst,
@@ -451,6 +465,7 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 			r.builder.Timeline(untraced)
 		}
 	}
+	plan.Progress = r.live.plan()
 	plan.OnLoop = func(l loadgen.LoopResult) {
 		end := clock.Mono()
 		r.builder.LoopDone(l.Loop, l.Attempts, l.Finished, l.Failed, l.Duration)
@@ -463,6 +478,8 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 		}
 	}
 	plan.OnReady = func() error {
+		r.live.count(r.timeWaits)
+		r.live.enter(progress.Storm, time.Time{})
 		r.builder.WarmUntil(clock.Mono() + int64(r.opts.Warmup))
 		if r.opts.DropPrivilege {
 			return r.dropPrivilege()
@@ -479,8 +496,19 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 		go func() { r.pumpDone <- r.pump() }()
 	}
 	result, err := run(ctx)
-	r.skips, r.canceled = result.PortSkips, result.Canceled
+	r.skips, r.heldBack, r.canceled = result.PortSkips, result.HeldBack, result.Canceled
 	return result, err
+}
+
+// noteEnd notes whether the storm was stopped, and why.
+func (r *session) noteEnd(result loadgen.Result) {
+	r.summary.Interrupted = result.Canceled
+	switch {
+	case result.TimeIsUp:
+		r.summary.StoppedBy = report.StoppedByMaxDuration
+	case result.Canceled:
+		r.summary.StoppedBy = report.StoppedByUser
+	}
 }
 
 // dropPrivilege is called when the last thread has entered its namespace. What is
@@ -533,9 +561,9 @@ func (r *session) pump() error {
 
 // settle waits until the server has closed what it accepted and the kernel's
 // counters stand still, and returns them.
-func (r *session) settle() ([]netlab.Counters, error) {
-	deadline := time.Now().Add(settleLimit)
-	for r.server != nil && time.Now().Before(deadline) {
+func (r *session) settle(ctx context.Context) ([]netlab.Counters, error) {
+	deadline := settleDeadline(ctx)
+	for r.server != nil && !deadline() {
 		if st := r.server.Stats(); st.Accepted == st.Closed {
 			break
 		}
@@ -545,12 +573,28 @@ func (r *session) settle() ([]netlab.Counters, error) {
 	for err == nil {
 		time.Sleep(60 * time.Millisecond)
 		var now []netlab.Counters
-		if now, err = r.counters(); err == nil && (sameChecked(last, now) || time.Now().After(deadline)) {
+		if now, err = r.counters(); err == nil && (sameChecked(last, now) || deadline()) {
 			return now, nil
 		}
 		last = now
 	}
 	return nil, err
+}
+
+// settleDeadline returns what tells whether it is time to wait no more: after settleLimit, or
+// settleStopped after the end of ctx.
+func settleDeadline(ctx context.Context) (passed func() bool) {
+	deadline, stopping := time.Now().Add(settleLimit), false
+	return func() bool {
+		now := time.Now()
+		if !stopping && ctx.Err() != nil {
+			stopping = true
+			if soon := now.Add(settleStopped); soon.Before(deadline) {
+				deadline = soon
+			}
+		}
+		return !now.Before(deadline)
+	}
 }
 
 // stopTrace stops the trace and waits until the pump has drained it.

@@ -36,13 +36,15 @@ func (r *session) askFirst(ctx context.Context) {
 }
 
 // askLast asks a server elsewhere until it has closed what it accepted and two
-// answers are the same, for settleLimit at most; once only if the run was interrupted.
+// answers are the same, for settleLimit at most; once only if the run was interrupted, and
+// then for settleStopped.
 func (r *session) askLast(ctx context.Context) (control.Counts, error) {
-	interrupted := ctx.Err() != nil
+	asked := ctx
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleLimit)
 	defer cancel()
+	defer context.AfterFunc(asked, func() { time.AfterFunc(settleStopped, cancel) })()
 	last, err := r.ask(ctx)
-	for err == nil && !interrupted {
+	for err == nil && asked.Err() == nil {
 		select {
 		case <-ctx.Done():
 			return last, nil

@@ -268,6 +268,13 @@ func (j *Joiner) TimeWaits(ns tcp.NetNS) int {
 	return n
 }
 
+// AllTimeWaits is TimeWaits of all namespaces together.
+func (j *Joiner) AllTimeWaits() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.tw)
+}
+
 func (j *Joiner) report(t *Timeline) {
 	if j.opts.OnTimeline != nil {
 		j.opts.OnTimeline(t)
