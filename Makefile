@@ -41,7 +41,7 @@ race: ## the same under the race detector
 
 lint: ## formatting, vet and the linters, the import rule among them
 	@test -z "$$($(GO) list -f '{{.Dir}}' ./... | xargs gofmt -l)" || { echo "run gofmt -w ."; exit 1; }
-	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h internal/oracle/*.c
+	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h internal/oracle/*.c bench/cref/*.c
 	$(GO) vet ./...
 	$(LINT) run ./...
 

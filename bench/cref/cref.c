@@ -12,6 +12,7 @@
  * -b BYTES (100) -g (SO_LINGER {1,0}) -s SHARDS (1) -q BACKLOG (4096).
  *
  * A line: loop, finished, failed, seconds. What failed is said at the end, by errno.
+ * One shard is the process itself; more are its children.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,7 +47,13 @@ static bool linger;
 static struct sockaddr_in target;
 static char *request, *scratch;
 
-enum state { FREE, CONNECTING, SENDING, RECEIVING, SERVING };
+enum state {
+	FREE,
+	CONNECTING,
+	SENDING,
+	RECEIVING,
+	SERVING
+};
 
 struct conn {
 	int sent, got;
@@ -289,7 +296,8 @@ static void set_up(struct shard *s, struct result *r)
 	if (s->epfd < 0 || !s->conns)
 		die("set up");
 	/* The table of descriptors grows in one step. */
-	close(fcntl(s->epfd, F_DUPFD_CLOEXEC, (s->limit < 2 * concurrency + 64 ? s->limit : 2 * concurrency + 64) - 1));
+	close(fcntl(s->epfd, F_DUPFD_CLOEXEC,
+		    (s->limit < 2 * concurrency + 64 ? s->limit : 2 * concurrency + 64) - 1));
 }
 
 static void run_client(struct shard *s, bool *queued)
@@ -325,7 +333,45 @@ static void run_shard(const char *mode, int id, struct result *r)
 			turn(&s, &queued);
 	}
 	run_client(&s, &queued);
+}
+
+/* Processes. */
+
+static pid_t children[MAX_SHARDS];
+
+/* A parent that is told to end waits for its children, so that what they used is counted. */
+static void pass_on(int signal)
+{
+	for (int i = 0; i < MAX_SHARDS && children[i]; i++)
+		kill(children[i], signal);
+}
+
+static void start_child(const char *mode, int id, struct result *r)
+{
+	pid_t parent = getpid(), pid = fork();
+
+	if (pid < 0)
+		die("fork");
+	if (pid) {
+		children[id] = pid;
+		return;
+	}
+	signal(SIGTERM, SIG_DFL);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		exit(1);
+	run_shard(mode, id, r);
 	exit(0);
+}
+
+static bool wait_for_children(void)
+{
+	bool failed = false;
+	int status;
+
+	while (wait(&status) > 0) /* goes on after a signal: SA_RESTART */
+		failed |= status != 0;
+	return failed;
 }
 
 static void report(struct result *all)
@@ -340,7 +386,7 @@ static void report(struct result *all)
 			begun = all[i].begun[loop] < begun ? all[i].begun[loop] : begun;
 			ended = all[i].ended[loop] > ended ? all[i].ended[loop] : ended;
 		}
-		printf("%d %d %d %.3f\n", loop + 1, finished, failed, (ended - begun) / 1e9);
+		printf("%d %d %d %.6f\n", loop + 1, finished, failed, (ended - begun) / 1e9);
 	}
 	for (int e = 0; e < ERRNOS; e++) {
 		int n = 0;
@@ -356,21 +402,37 @@ int main(int argc, char **argv)
 {
 	struct result *all;
 	const char *mode;
-	int o, failed = 0;
+	int o;
 
 	while ((o = getopt(argc, argv, "l:n:c:b:gs:q:")) > 0) {
 		switch (o) {
-		case 'l': loops = atoi(optarg); break;
-		case 'n': connections = atoi(optarg); break;
-		case 'c': concurrency = atoi(optarg); break;
-		case 'b': bytes = atoi(optarg); break;
-		case 'g': linger = true; break;
-		case 's': shards = atoi(optarg); break;
-		case 'q': backlog = atoi(optarg); break;
-		default: return 2;
+		case 'l':
+			loops = atoi(optarg);
+			break;
+		case 'n':
+			connections = atoi(optarg);
+			break;
+		case 'c':
+			concurrency = atoi(optarg);
+			break;
+		case 'b':
+			bytes = atoi(optarg);
+			break;
+		case 'g':
+			linger = true;
+			break;
+		case 's':
+			shards = atoi(optarg);
+			break;
+		case 'q':
+			backlog = atoi(optarg);
+			break;
+		default:
+			return 2;
 		}
 	}
-	if (argc - optind != 3 || loops < 1 || loops > MAX_LOOPS || shards < 1 || shards > MAX_SHARDS) {
+	if (argc - optind != 3 || loops < 1 || loops > MAX_LOOPS || shards < 1 ||
+	    shards > MAX_SHARDS) {
 		fprintf(stderr, "usage: %s [options] server|client|both ADDRESS PORT\n", argv[0]);
 		return 2;
 	}
@@ -388,27 +450,19 @@ int main(int argc, char **argv)
 	request = malloc(bytes + 1);
 	scratch = malloc(bytes + 1);
 	memset(request, 'a', bytes);
-	all = mmap(NULL, shards * sizeof(*all), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	all = mmap(NULL, shards * sizeof(*all), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+		   -1, 0);
 	if (all == MAP_FAILED)
 		die("mmap");
-	for (int i = 0; i < shards; i++) {
-		pid_t pid = fork();
-
-		if (pid < 0)
-			die("fork");
-		if (!pid) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			run_shard(mode, i, &all[i]);
-		}
+	if (shards == 1) {
+		run_shard(mode, 0, &all[0]);
+	} else {
+		signal(SIGTERM, pass_on);
+		for (int i = 0; i < shards; i++)
+			start_child(mode, i, &all[i]);
+		if (wait_for_children())
+			return 1;
 	}
-	for (int i = 0; i < shards; i++) {
-		int status;
-
-		wait(&status);
-		failed |= status;
-	}
-	if (failed)
-		return 1;
 	report(all);
 	return 0;
 }
