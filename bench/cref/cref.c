@@ -73,6 +73,7 @@ struct shard {
 	int limit;
 	struct result *result;
 	int loop, to_open, open;
+	bool for_ever; /* a server: there is always something to wait for */
 };
 
 static uint64_t now(void)
@@ -261,13 +262,15 @@ static void turn(struct shard *s, bool *queued)
 {
 	struct epoll_event events[EVENTS];
 	int burst = BURST, n;
+	bool busy;
 
 	while (burst-- > 0 && s->to_open > 0 && s->open < concurrency)
 		open_one(s);
 	if (s->listener >= 0 && *queued)
 		*queued = accept_some(s);
-	n = epoll_wait(s->epfd, events, EVENTS,
-		       *queued || (s->to_open > 0 && s->open < concurrency) ? 0 : -1);
+	/* A client whose last connects all failed has nothing to wait for either. */
+	busy = *queued || (s->to_open > 0 && s->open < concurrency);
+	n = epoll_wait(s->epfd, events, EVENTS, !busy && (s->open > 0 || s->for_ever) ? -1 : 0);
 	for (int i = 0; i < n; i++) {
 		int fd = events[i].data.fd;
 
@@ -329,6 +332,7 @@ static void run_shard(const char *mode, int id, struct result *r)
 	if (strcmp(mode, "client"))
 		start_listening(&s);
 	if (!strcmp(mode, "server")) {
+		s.for_ever = true;
 		for (;;)
 			turn(&s, &queued);
 	}
