@@ -39,6 +39,7 @@ func main() {
 type options struct {
 	rounds  int // 0: as many as the table says
 	rows    string
+	quiet   float64 // percent
 	json    string
 	twtrace string
 	best    string
@@ -67,6 +68,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.rounds, "rounds", 0, "how often each row is measured (default: what the table says, 7 mostly)")
 	flags.StringVar(&o.rows, "rows", "", "only the rows whose name has this in it, and those that they are compared with")
+	flags.Float64Var(&o.quiet, "quiet", 100, "leave measurements out of the tables during which other programs used more than so many `PERCENT` of the processors")
 	flags.StringVar(&o.json, "json", "", "write every measurement to `FILE`")
 	flags.StringVar(&o.twtrace, "twtrace", "./twtrace", "the program to measure")
 	flags.StringVar(&o.best, "best", "", "the `FLAGS` of twtrace run for all processors (default: --shards and their number, where there is such a flag)")
@@ -165,7 +167,7 @@ func measure(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 			measured, err = t.measure(ctx, rig, stderr)
 		}
 		doc.Measurements = append(doc.Measurements, measured...)
-		t.write(stdout, measured, missing)
+		t.write(stdout, measured, missing, o.quiet/100)
 		if err != nil {
 			break
 		}

@@ -27,6 +27,10 @@ type measurement struct {
 	User   float64 `json:"user_seconds"`
 	System float64 `json:"system_seconds"`
 	PeakKB int     `json:"peak_kb"`
+	// ServerCPU is the part of User and System that the server used; 0 where both ends are one process.
+	ServerCPU float64 `json:"server_cpu_seconds"`
+	// Whole is how long all of it took, set-up included.
+	Whole float64 `json:"whole_seconds"`
 	// Others is what other programs used of all processors' time meanwhile: 0.25 is a quarter.
 	Others float64 `json:"others"`
 }
@@ -50,6 +54,13 @@ func (m *measurement) sumUp() {
 
 func (m *measurement) attempts() float64 { return float64(m.Finished + m.Failed) }
 
+// longEnough is how many seconds a measurement must take for the kernel's ticks to tell who
+// used the processors.
+const longEnough = 0.5
+
+// noisy reports whether others are known to have used more than quiet of the processors.
+func (m *measurement) noisy(quiet float64) bool { return m.Whole >= longEnough && m.Others > quiet }
+
 // A quantity is what a column is about.
 type quantity func(*measurement) float64
 
@@ -57,6 +68,10 @@ func perSecond(m *measurement) float64 { return m.PerSecond }
 
 // cpu is seconds of processor time for 100,000 attempts.
 func cpu(m *measurement) float64 { return (m.User + m.System) * 1e5 / m.attempts() }
+
+func serverCPU(m *measurement) float64 { return m.ServerCPU * 1e5 / m.attempts() }
+
+func clientCPU(m *measurement) float64 { return cpu(m) - serverCPU(m) }
 
 func peak(m *measurement) float64 { return float64(m.PeakKB) / 1024 }
 
@@ -153,16 +168,6 @@ func absolute(title string, q quantity, decimals int) column {
 	return column{title, func(all results, r *row) string { return all.values(r.name, q).format(decimals) }}
 }
 
-// rate is a column of a quantity that rows of the least have none of.
-func rate(title string, q quantity, decimals int) column {
-	return column{title, func(all results, r *row) string {
-		if r.least {
-			return "-"
-		}
-		return all.values(r.name, q).format(decimals)
-	}}
-}
-
 // relative is a column of ratios to the row that r is compared with.
 func relative(title string, q quantity) column {
 	return column{title, func(all results, r *row) string {
@@ -173,10 +178,29 @@ func relative(title string, q quantity) column {
 	}}
 }
 
+// speedColumn has nothing to say of a row of the least.
+var speedColumn = column{"connections/s", func(all results, r *row) string {
+	if r.least {
+		return "-"
+	}
+	return all.values(r.name, perSecond).format(0)
+}}
+
+// cpuColumn has the whole of a row of the least.
+var cpuColumn = column{"CPU s per 100,000", func(all results, r *row) string {
+	if r.least {
+		return all.values(r.name, func(m *measurement) float64 { return m.User + m.System }).format(3) + " in all"
+	}
+	return all.values(r.name, cpu).format(2)
+}}
+
 var (
-	speedColumns = []column{rate("connections/s", perSecond, 0), relative("ratio", perSecond)}
-	cpuColumns   = []column{rate("CPU s per 100,000", cpu, 2), relative("ratio", cpu)}
-	usedColumn   = absolute("CPU s", func(m *measurement) float64 { return m.User + m.System }, 3)
+	endColumns = []column{
+		absolute("client's CPU s per 100,000", clientCPU, 2), relative("ratio", clientCPU),
+		absolute("server's", serverCPU, 2), relative("ratio", serverCPU),
+	}
+	speedColumns = []column{speedColumn, relative("ratio", perSecond)}
+	cpuColumns   = []column{cpuColumn, relative("ratio", cpu)}
 	peakColumn   = absolute("peak RSS, MB", peak, 1)
 	microsColumn = absolute("µs an attempt", micros, 1)
 	microsRatio  = relative("ratio", micros)
@@ -219,6 +243,9 @@ var (
 // loopColumn is what became of a loop: finished/failed/seconds, each the median.
 func loopColumn(i int) column {
 	return column{fmt.Sprintf("loop %d", i+1), func(all results, r *row) string {
+		if len(all[r.name]) == 0 {
+			return "-"
+		}
 		part := func(decimals int, q func(loop) float64) string {
 			s := all.values(r.name, func(m *measurement) float64 {
 				if i >= len(m.Loops) {
@@ -235,11 +262,12 @@ func loopColumn(i int) column {
 }
 
 // write prints a table that can be pasted into Markdown, and below it what each row
-// ran and how busy the machine was with other things.
-func (t *table) write(w io.Writer, measured []measurement, missing []string) {
+// ran and how busy the machine was with other things. Measurements during which others used more
+// than quiet of the processors are left out.
+func (t *table) write(w io.Writer, measured []measurement, missing []string, quiet float64) {
 	fmt.Fprintf(w, "\n### %s: %s\n\n", t.name, t.title)
 	if len(measured) > 0 {
-		all := collect(measured)
+		all := collect(slices.DeleteFunc(slices.Clone(measured), func(m measurement) bool { return m.noisy(quiet) }))
 		cells := [][]string{{"what"}}
 		for _, c := range t.columns {
 			cells[0] = append(cells[0], c.title)
@@ -252,21 +280,27 @@ func (t *table) write(w io.Writer, measured []measurement, missing []string) {
 			cells = append(cells, line)
 		}
 		writeAligned(w, cells)
-		t.writeNotes(w, measured)
+		t.writeNotes(w, measured, quiet)
 	}
 	if len(missing) > 0 {
 		fmt.Fprintf(w, "\nLeft out: %s.\n", strings.Join(missing, "; "))
 	}
 }
 
-func (t *table) writeNotes(w io.Writer, measured []measurement) {
-	rounds := 0
-	var others []float64
-	for i := range measured {
-		rounds = max(rounds, measured[i].Round)
-		others = append(others, 100*measured[i].Others)
+func (t *table) writeNotes(w io.Writer, measured []measurement, quiet float64) {
+	rounds, left := 0, 0
+	var whole, others, worst float64
+	for _, m := range measured {
+		rounds = max(rounds, m.Round)
+		whole, others = whole+m.Whole, others+m.Whole*m.Others
+		if m.noisy(quiet) {
+			left++
+		}
+		if m.Whole >= longEnough {
+			worst = max(worst, m.Others)
+		}
 	}
-	fmt.Fprintf(w, "\n%d rounds; medians, [quartiles].", rounds)
+	fmt.Fprintf(w, "\nRounds: %d; medians, [quartiles].", rounds)
 	var compared []string
 	for _, r := range t.rows {
 		if r.base != "" && !slices.Contains(compared, r.base) {
@@ -280,10 +314,13 @@ func (t *table) writeNotes(w io.Writer, measured []measurement) {
 				names = append(names, r.name)
 			}
 		}
-		fmt.Fprintf(w, " Ratio of %s: to %s.", strings.Join(names, ", "), base)
+		fmt.Fprintf(w, " Ratio of %s: to that of %s.", strings.Join(names, "; "), base)
 	}
-	fmt.Fprintf(w, " Other programs used %.0f %% of the processors in the median of the measurements, %.0f %% in the worst.\n\n",
-		quantile(slices.Sorted(slices.Values(others)), 0.5), slices.Max(others))
+	fmt.Fprintf(w, " Meanwhile other programs used %.0f %% of the processors, %.0f %% in the worst measurement", 100*others/whole, 100*worst)
+	if left > 0 {
+		fmt.Fprintf(w, "; %d of %d measurements are left out because it was more than %.0f %%", left, len(measured), 100*quiet)
+	}
+	fmt.Fprint(w, ".\n\n")
 	for _, r := range t.rows {
 		fmt.Fprintf(w, "- %s: `%s`\n", r.name, r.command)
 	}

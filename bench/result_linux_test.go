@@ -49,12 +49,12 @@ func TestWrite(t *testing.T) {
 		},
 	}
 	measured := []measurement{
-		{Row: "C", Round: 1, Finished: 100, PerSecond: 50000, User: 0.001, System: 0.003, PeakKB: 2048, Others: 0.1},
-		{Row: "twtrace", Round: 1, Finished: 99, Failed: 1, PerSecond: 25000, User: 0.003, System: 0.005, PeakKB: 10240, Others: 0.5},
-		{Row: "1 × 1", Round: 1, Finished: 1, PerSecond: 9000, User: 0.001, System: 0.001, PeakKB: 9216},
+		{Row: "C", Round: 1, Finished: 100, PerSecond: 50000, User: 0.001, System: 0.003, PeakKB: 2048, Whole: 3, Others: 0.1},
+		{Row: "twtrace", Round: 1, Finished: 99, Failed: 1, PerSecond: 25000, User: 0.003, System: 0.005, PeakKB: 10240, Whole: 1, Others: 0.5},
+		{Row: "1 × 1", Round: 1, Finished: 1, PerSecond: 9000, User: 0.001, System: 0.001, PeakKB: 9216, Whole: 0.1, Others: 0.9},
 	}
 	var got strings.Builder
-	table.write(&got, measured, []string{"nothing (not installed: x)"})
+	table.write(&got, measured, []string{"nothing (not installed: x)"}, 1)
 	const want = `
 ### try: a trial
 
@@ -62,9 +62,9 @@ func TestWrite(t *testing.T) {
 |---------|--------------:|------:|------------------:|------:|---------------------------:|------:|-------------:|---------:|
 | C       | 50000         | -     | 4.00              | -     | -                          | -     | 2.0          | 0 of 100 |
 | twtrace | 25000         | 0.500 | 8.00              | 2.000 | 6.00                       | 1.500 | 10.0         | 1 of 100 |
-| 1 × 1   | -             | -     | -                 | -     | -                          | -     | 9.0          | 0 of 1   |
+| 1 × 1   | -             | -     | 0.002 in all      | -     | -                          | -     | 9.0          | 0 of 1   |
 
-1 rounds; medians, [quartiles]. Ratio of twtrace: to C. Other programs used 10 % of the processors in the median of the measurements, 50 % in the worst.
+Rounds: 1; medians, [quartiles]. Ratio of twtrace: to that of C. Meanwhile other programs used 22 % of the processors, 50 % in the worst measurement.
 
 - C: ` + "`cref`" + `
 - twtrace: ` + "`twtrace run`" + `
@@ -74,5 +74,27 @@ Left out: nothing (not installed: x).
 `
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
+	}
+}
+
+// TestQuiet leaves the rounds out in which others were busy, and says so.
+func TestQuiet(t *testing.T) {
+	table := table{name: "try", columns: []column{speedColumn}, rows: []row{{name: "C"}}}
+	measured := []measurement{
+		{Row: "C", Round: 1, PerSecond: 100, Whole: 1, Others: 0.1},
+		{Row: "C", Round: 2, PerSecond: 10, Whole: 1, Others: 0.6},
+	}
+	for quiet, want := range map[float64][]string{
+		1:    {"| 55 [32-78] ", "60 % in the worst measurement.\n"},
+		0.25: {"| 100 ", "; 1 of 2 measurements are left out because it was more than 25 %.\n"},
+		0:    {"| - ", "; 2 of 2 measurements are left out"},
+	} {
+		var got strings.Builder
+		table.write(&got, measured, nil, quiet)
+		for _, w := range want {
+			if !strings.Contains(got.String(), w) {
+				t.Errorf("quiet %v: no %q in\n%s", quiet, w, &got)
+			}
+		}
 	}
 }

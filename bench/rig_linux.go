@@ -125,8 +125,9 @@ func (r *rig) one(ctx context.Context, row *row) (m measurement, err error) {
 		return m, err
 	}
 	m.sumUp()
+	m.Whole = whole.Seconds()
 	others := busyAfter - busyBefore - time.Duration((m.User+m.System)*float64(time.Second))
-	m.Others = max(0, others.Seconds()/(whole.Seconds()*float64(runtime.NumCPU())))
+	m.Others = min(1, max(0, others.Seconds()/(whole.Seconds()*float64(runtime.NumCPU()))))
 	return m, nil
 }
 
@@ -150,6 +151,7 @@ func (r *rig) served(ctx context.Context, o netlab.Options, server, client part,
 		return m, err
 	}
 	m.add(s.used)
+	m.ServerCPU = s.used.user.Seconds() + s.used.system.Seconds()
 	return m, nil
 }
 

@@ -42,14 +42,21 @@ type storm struct {
 // echoPort is the reference's, and is twtrace's.
 const echoPort = 7
 
-func (s *storm) twtrace() (args []string) {
-	args = []string{"run", "--net", s.kind.String(), "--loops", strconv.Itoa(s.loops), "--connections", strconv.Itoa(s.connections)}
+// storming are the flags of twtrace run about the storm, and twtrace its arguments with
+// those about the network.
+func (s *storm) storming() (args []string) {
+	args = []string{"--loops", strconv.Itoa(s.loops), "--connections", strconv.Itoa(s.connections)}
 	if s.concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(s.concurrency))
 	}
 	if s.linger {
 		args = append(args, "--linger")
 	}
+	return args
+}
+
+func (s *storm) twtrace() (args []string) {
+	args = append([]string{"run", "--net", s.kind.String()}, s.storming()...)
 	if s.reuse != "" {
 		args = append(args, "--tw-reuse", s.reuse)
 	}
@@ -133,6 +140,32 @@ func reference(name string, s storm, shards int) row {
 			return r.served(ctx, s.network(),
 				part{argv: append([]string{r.cref}, server...), port: echoPort, sockets: shards},
 				part{argv: append([]string{r.cref}, client...)}, parseCref)
+		},
+	}
+}
+
+// ends is the storm of one's client and of the other's server, each a process.
+func ends(name string, s storm, cClient, cServer bool) row {
+	client := append([]string{"run", "--target", serverTarget, "--yes-i-may-load", pairServer, "--control", "none"}, s.storming()...)
+	client = append(client, "--no-trace", "-o", "json")
+	server := []string{"serve", "--listen", serverTarget, "--control", "none"}
+	parse := parseTwtrace
+	var needs []string
+	if cClient {
+		client, parse, needs = s.cref("client", pairServer, 1), parseCref, []string{needCC}
+	}
+	if cServer {
+		server, needs = s.cref("server", pairServer, 1), []string{needCC}
+	}
+	names := map[bool]string{true: "cref", false: "twtrace"}
+	return row{
+		name: name, needs: needs,
+		command: fmt.Sprintf("%s %s & %s %s (%s)", names[cServer], strings.Join(server, " "), names[cClient], strings.Join(client, " "), s.where()),
+		run: func(ctx context.Context, r *rig) (measurement, error) {
+			programs := map[bool]string{true: r.cref, false: r.twtrace}
+			return r.served(ctx, s.network(),
+				part{argv: append([]string{programs[cServer]}, server...), port: echoPort, sockets: 1},
+				part{argv: append([]string{programs[cClient]}, client...)}, parse)
 		},
 	}
 }

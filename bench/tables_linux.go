@@ -73,11 +73,15 @@ func join(lists ...[]column) (all []column) {
 // tables are all there are, in the order in which they are printed.
 func tables(s shapes) []table {
 	whole := join(speedColumns, cpuColumns, []column{peakColumn, failedColumn})
-	split := join(speedColumns, []column{usedColumn}, cpuColumns, []column{lessColumn, lessRatio, peakColumn, failedColumn})
+	split := join(speedColumns, cpuColumns, []column{lessColumn, lessRatio, peakColumn, failedColumn})
 	all := []table{
 		{
 			name: "shape", title: fmt.Sprintf("%d × %d, closed by RST, one thread for each end", s.loops, s.connections),
 			rounds: 7, columns: split, rows: s.shapeRows(),
+		},
+		{
+			name: "ends", title: fmt.Sprintf("%d × %d, closed by RST, pair: which end is whose", s.loops, s.connections), onRequest: true,
+			rounds: 7, columns: join(speedColumns, endColumns, []column{failedColumn}), rows: s.endRows(),
 		},
 		{
 			name: "cores", title: fmt.Sprintf("%d × %d, closed by RST, loopback, as fast as all processors allow", s.loops, s.connections),
@@ -137,6 +141,15 @@ func (s *shapes) shapeRows() (rows []row) {
 		rows = append(rows, c, ours("twtrace, "+kind.String(), shape).to(c.name).lessEmpty(empty.name), empty)
 	}
 	return rows
+}
+
+func (s *shapes) endRows() []row {
+	shape := storm{loops: s.loops, connections: s.connections, linger: true}
+	c := ends("C's client, C's server", shape, true, true)
+	return []row{
+		c, ends("C's client, twtrace's server", shape, true, false).to(c.name),
+		ends("twtrace's client, C's server", shape, false, true).to(c.name), ends("twtrace's client, twtrace's server", shape, false, false).to(c.name),
+	}
 }
 
 func (s *shapes) coreRows() []row {
