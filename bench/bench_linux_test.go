@@ -117,7 +117,8 @@ func TestTables(t *testing.T) {
 				if m.Finished != finished || m.Finished == 0 || m.Failed != 0 {
 					t.Errorf("%s: %d finished, %d failed; want %d", m.Row, m.Finished, m.Failed, finished)
 				}
-				if m.Seconds <= 0 || m.User+m.System <= 0 || m.PeakKB <= 0 {
+				// A client of twelve connects is gone before its memory can be looked at.
+				if m.Seconds <= 0 || m.User+m.System <= 0 || m.PeakKB <= 0 && table.name != "search" {
 					t.Errorf("%s: a quantity is missing: %+v", m.Row, m)
 				}
 			}
