@@ -69,7 +69,7 @@ fuzz: ## each fuzz target for FUZZTIME
 # each row is measured; BENCHFLAGS="-json FILE" keeps every measurement.
 BENCH  ?=
 ROUNDS ?= 0
-bench: build ## the storm against the same one in C, and against other tools; docs/benchmarks.md
+bench: build ## the storm against the same one in C, and against other tools; BENCHMARKS.md
 	$(ASROOT) $(GO) run ./bench -twtrace ./twtrace -rounds $(ROUNDS) $(BENCHFLAGS) $(BENCH)
 
 # GOBENCH selects by name, as -bench does. OLD, a GOBENCHFILE of before, is compared with.
