@@ -59,6 +59,9 @@ func bestFlags(given, twtrace string) []string {
 	return []string{"--shards", strconv.Itoa(runtime.NumCPU())}
 }
 
+// crefShards is the most that the reference takes (MAX_SHARDS).
+const crefShards = 64
+
 // wide leaves room for TIME_WAITs of a second.
 const wide = "1024-65535"
 
@@ -154,7 +157,7 @@ func (s *shapes) endRows() []row {
 
 func (s *shapes) coreRows() []row {
 	shape := storm{kind: netlab.Loopback, loops: s.loops, connections: s.connections, linger: true}
-	n := runtime.NumCPU()
+	n := min(runtime.NumCPU(), crefShards)
 	c := oneLoop(fmt.Sprintf("C, both ends in one loop, %d processes", n), shape, n)
 	rows := []row{c, reference(fmt.Sprintf("C, %d + %d processes", n, n), shape, n).to(c.name), ours("twtrace, one thread for each end", shape).to(c.name)}
 	if len(s.best) > 0 {
