@@ -177,6 +177,14 @@ func TestProgram(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 	noChildren(t)
+
+	var again bytes.Buffer
+	if code := run(t.Context(), []string{"-twtrace", "/nowhere", "-from", file}, &again, &stderr); code != 0 || again.String() != stdout.String() {
+		t.Errorf("the same again, exit code %d: %s\n%s\nnot as it was:\n%s", code, &stderr, &again, &stdout)
+	}
+	if code := run(t.Context(), []string{"-from", "bench_linux_test.go"}, &again, &stderr); code != 1 {
+		t.Errorf("a file of something else: exit code %d", code)
+	}
 }
 
 // TestInterrupted stops the program while the reference's client is at work: what was

@@ -41,6 +41,7 @@ type options struct {
 	rows    string
 	quiet   float64 // percent
 	json    string
+	from    string
 	twtrace string
 	best    string
 	tables  []table
@@ -56,7 +57,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "bench:", err)
 		return 2
 	}
-	if err := measure(ctx, o, stdout, stderr); err != nil {
+	do := func() error { return measure(ctx, o, stdout, stderr) }
+	if o.from != "" {
+		do = func() error { return again(o, stdout) }
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
 		return 1
 	}
@@ -70,6 +75,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	flags.StringVar(&o.rows, "rows", "", "only the rows whose name has this in it, and those that they are compared with")
 	flags.Float64Var(&o.quiet, "quiet", 100, "leave measurements out of the tables during which other programs used more than so many `PERCENT` of the processors")
 	flags.StringVar(&o.json, "json", "", "write every measurement to `FILE`")
+	flags.StringVar(&o.from, "from", "", "measure nothing: print the tables of a `FILE` that -json wrote")
 	flags.StringVar(&o.twtrace, "twtrace", "./twtrace", "the program to measure")
 	flags.StringVar(&o.best, "best", "", "the `FLAGS` of twtrace run for all processors (default: --shards and their number, where there is such a flag)")
 	flags.Usage = func() {
@@ -128,6 +134,9 @@ func pick(rows []row, part string) (picked []row) {
 	return picked
 }
 
+// schema names the form of a document.
+const schema = "twtrace.bench/1"
+
 // document is what -json writes.
 type document struct {
 	Schema       string        `json:"schema"`
@@ -150,7 +159,7 @@ func measure(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, rig.close()) }()
-	doc := document{Schema: "twtrace.bench/1", Machine: thisMachine(ctx), LeftOut: []string{}}
+	doc := document{Schema: schema, Machine: thisMachine(ctx), LeftOut: []string{}}
 	fmt.Fprintf(stdout, "%s\n", doc.Machine)
 	for _, t := range o.tables {
 		var missing []string
@@ -177,6 +186,33 @@ func measure(ctx context.Context, o options, stdout, stderr io.Writer) (err erro
 		err = errors.Join(err, encodeErr, os.WriteFile(o.json, append(text, '\n'), 0o644))
 	}
 	return err
+}
+
+// again prints tables of what was measured before.
+func again(o options, stdout io.Writer) error {
+	text, err := os.ReadFile(o.from)
+	if err != nil {
+		return err
+	}
+	var doc document
+	if err := json.Unmarshal(text, &doc); err != nil {
+		return fmt.Errorf("%s: %w", o.from, err)
+	}
+	if doc.Schema != schema {
+		return fmt.Errorf("%s is of schema %q, not %s", o.from, doc.Schema, schema)
+	}
+	fmt.Fprintf(stdout, "%s\n", doc.Machine)
+	for _, t := range o.tables {
+		measured := slices.DeleteFunc(slices.Clone(doc.Measurements), func(m measurement) bool { return m.Table != t.name })
+		// What was left out then has no command.
+		t.rows = slices.DeleteFunc(t.rows, func(r row) bool {
+			return !slices.ContainsFunc(doc.Commands, func(c command) bool { return c.Table == t.name && c.Row == r.name })
+		})
+		if len(t.rows) > 0 {
+			t.write(stdout, measured, nil, o.quiet/100)
+		}
+	}
+	return nil
 }
 
 // measure runs the rows of a table, round by round.
