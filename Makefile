@@ -12,7 +12,7 @@ CLANG  := clang-14
 FORMAT := clang-format-14
 LINT   := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: all build run test test-vm race lint generate check-generated cross fuzz man install clean
+.PHONY: all build run test test-vm race lint generate check-generated cross fuzz bench gobench man install clean
 
 all: build
 
@@ -41,7 +41,7 @@ race: ## the same under the race detector
 
 lint: ## formatting, vet and the linters, the import rule among them
 	@test -z "$$($(GO) list -f '{{.Dir}}' ./... | xargs gofmt -l)" || { echo "run gofmt -w ."; exit 1; }
-	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h internal/oracle/*.c
+	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h internal/oracle/*.c bench/cref/*.c
 	$(GO) vet ./...
 	$(LINT) run ./...
 
@@ -65,6 +65,22 @@ fuzz: ## each fuzz target for FUZZTIME
 		done; \
 	done
 
+# BENCH names tables ("shape fin", classic, big, ...: BENCH=-help lists them); ROUNDS, how often
+# each row is measured; BENCHFLAGS="-json FILE" keeps every measurement.
+BENCH  ?=
+ROUNDS ?= 0
+bench: build ## the storm against the same one in C, and against other tools; BENCHMARKS.md
+	$(ASROOT) $(GO) run ./bench -twtrace ./twtrace -rounds $(ROUNDS) $(BENCHFLAGS) $(BENCH)
+
+# GOBENCH selects by name, as -bench does. OLD, a GOBENCHFILE of before, is compared with.
+BENCHSTAT   := $(GO) run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+GOBENCH     ?= .
+GOBENCHFILE ?= gobench.txt
+OLD         ?=
+gobench: ## Go benchmarks of what runs often, ten times, through benchstat
+	$(ASROOT) $(GO) test -p 1 -run '^$$' -bench '$(GOBENCH)' -count 10 ./... > $(GOBENCHFILE) || { cat $(GOBENCHFILE); exit 1; }
+	$(BENCHSTAT) $(OLD) $(GOBENCHFILE)
+
 man: build ## man pages into ./man
 	mkdir -p man && ./twtrace man man
 
@@ -75,4 +91,4 @@ install: build man
 	install -m 0644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 
 clean:
-	rm -rf twtrace man
+	rm -rf twtrace man gobench.txt

@@ -26,6 +26,8 @@ const (
 	// Fentry is the attaching of BPF programs to kernel functions, which lockdown
 	// refuses.
 	Fentry Cap = "fentry"
+	// CC is a C compiler (cc, gcc or clang) that builds programs, with the C library's headers.
+	CC Cap = "cc"
 )
 
 // row is one capability. Its probe returns nil, or what is missing.
@@ -40,6 +42,7 @@ var table = []row{
 	{Veth, sync.OnceValue(probeVeth)},
 	{BPF, sync.OnceValue(probeBPF)},
 	{Fentry, sync.OnceValue(probeFentry)},
+	{CC, sync.OnceValue(probeCC)},
 }
 
 // requireEnv names the capabilities that this machine is known to have,
