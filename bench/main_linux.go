@@ -43,7 +43,6 @@ type options struct {
 	json    string
 	from    string
 	twtrace string
-	best    string
 	tables  []table
 }
 
@@ -77,12 +76,11 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	flags.StringVar(&o.json, "json", "", "write every measurement to `FILE`")
 	flags.StringVar(&o.from, "from", "", "measure nothing: print the tables of a `FILE` that -json wrote")
 	flags.StringVar(&o.twtrace, "twtrace", "./twtrace", "the program to measure")
-	flags.StringVar(&o.best, "best", "", "the `FLAGS` of twtrace run for all processors (default: --shards and their number, where there is such a flag)")
 	flags.Usage = func() {
 		fmt.Fprintln(stderr, "usage: bench [flags] [TABLE...]")
 		flags.PrintDefaults()
 		fmt.Fprintln(stderr, "tables (those with * when none is named):")
-		for _, t := range tables(fullShapes(nil)) {
+		for _, t := range tables(fullShapes()) {
 			fmt.Fprintf(stderr, "  %s%-11s %s\n", map[bool]string{true: " ", false: "*"}[t.onRequest], t.name, t.title)
 		}
 	}
@@ -92,7 +90,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	if o.rounds < 0 {
 		return o, fmt.Errorf("-rounds %d: want 1 or more", o.rounds)
 	}
-	o.tables, err = choose(tables(fullShapes(bestFlags(o.best, o.twtrace))), flags.Args(), o.rows)
+	o.tables, err = choose(tables(fullShapes()), flags.Args(), o.rows)
 	return o, err
 }
 

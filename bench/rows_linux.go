@@ -35,6 +35,7 @@ type storm struct {
 	kind                            netlab.Kind
 	loops, connections, concurrency int // concurrency 0: all
 	linger                          bool
+	single                          bool   // a thread for each end; else twtrace chooses
 	reuse                           string // tcp_tw_reuse; "": the kernel's
 	ports                           string // ip_local_port_range, LO-HI; likewise
 }
@@ -57,6 +58,9 @@ func (s *storm) storming() (args []string) {
 
 func (s *storm) twtrace() (args []string) {
 	args = append([]string{"run", "--net", s.kind.String()}, s.storming()...)
+	if s.single {
+		args = append(args, "--shards", "1")
+	}
 	if s.reuse != "" {
 		args = append(args, "--tw-reuse", s.reuse)
 	}

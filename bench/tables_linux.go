@@ -2,10 +2,8 @@ package main
 
 import (
 	"fmt"
-	"os/exec"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/twtrace/twtrace/internal/netlab"
@@ -32,31 +30,16 @@ type shapes struct {
 	hold, holdBig      time.Duration // how long they are kept open
 	filled             []int         // percent of the ports
 	searches           int           // connects then
-	best               []string      // of twtrace run, for all processors
 }
 
-func fullShapes(best []string) shapes {
+func fullShapes() shapes {
 	return shapes{
 		loops: 10, connections: 10_000,
 		many: 100_000, concurrency: []int{100, 1000, 10_000},
 		toolConcurrency: 1000, toolTime: 4 * time.Second,
-		held: 10_000, heldBig: 500_000, hold: time.Second, holdBig: 5 * time.Second, sources: 25,
+		held: 10_000, heldBig: 500_000, hold: 3 * time.Second, holdBig: 30 * time.Second, sources: 25,
 		filled: []int{0, 40, 55, 70, 100}, searches: 500,
-		best: best,
 	}
-}
-
-// bestFlags are those given, or --shards and the number of processors if twtrace has
-// such a flag.
-func bestFlags(given, twtrace string) []string {
-	if given != "" {
-		return strings.Fields(given)
-	}
-	help, err := exec.Command(twtrace, "run", "--help").Output()
-	if err != nil || !strings.Contains(string(help), "--shards") {
-		return nil
-	}
-	return []string{"--shards", strconv.Itoa(runtime.NumCPU())}
 }
 
 // crefShards is the most that the reference takes (MAX_SHARDS).
@@ -139,7 +122,7 @@ func (s *shapes) empty(kind netlab.Kind) row {
 
 func (s *shapes) shapeRows() (rows []row) {
 	for _, kind := range []netlab.Kind{netlab.Pair, netlab.Loopback} {
-		shape := storm{kind: kind, loops: s.loops, connections: s.connections, linger: true}
+		shape := storm{kind: kind, loops: s.loops, connections: s.connections, linger: true, single: true}
 		c, empty := reference("C, "+kind.String(), shape, 1), s.empty(kind)
 		rows = append(rows, c, ours("twtrace, "+kind.String(), shape).to(c.name).lessEmpty(empty.name), empty)
 	}
@@ -159,22 +142,23 @@ func (s *shapes) coreRows() []row {
 	shape := storm{kind: netlab.Loopback, loops: s.loops, connections: s.connections, linger: true}
 	n := min(runtime.NumCPU(), crefShards)
 	c := oneLoop(fmt.Sprintf("C, both ends in one loop, %d processes", n), shape, n)
-	rows := []row{c, reference(fmt.Sprintf("C, %d + %d processes", n, n), shape, n).to(c.name), ours("twtrace, one thread for each end", shape).to(c.name)}
-	if len(s.best) > 0 {
-		rows = append(rows, ours("twtrace "+strings.Join(s.best, " "), shape, s.best...).to(c.name))
+	one := shape
+	one.single = true
+	return []row{
+		c, reference(fmt.Sprintf("C, %d + %d processes", n, n), shape, n).to(c.name),
+		ours("twtrace, one thread for each end", one).to(c.name), ours("twtrace, both ends on each thread", shape).to(c.name),
 	}
-	return rows
 }
 
 func (s *shapes) finRows() []row {
-	shape := storm{kind: netlab.Pair, loops: s.loops, connections: s.connections, reuse: "1", ports: wide}
+	shape := storm{kind: netlab.Pair, loops: s.loops, connections: s.connections, reuse: "1", ports: wide, single: true}
 	c, empty := reference("C", shape, 1), s.empty(netlab.Pair)
 	return []row{c, ours("twtrace", shape).to(c.name).lessEmpty(empty.name), empty}
 }
 
 func (s *shapes) concurrencyRows() (rows []row) {
 	for _, n := range s.concurrency {
-		shape := storm{kind: netlab.Pair, loops: 1, connections: s.many, concurrency: n, linger: true}
+		shape := storm{kind: netlab.Pair, loops: 1, connections: s.many, concurrency: n, linger: true, single: true}
 		c := reference(fmt.Sprintf("C, %d", n), shape, 1)
 		rows = append(rows, c, ours(fmt.Sprintf("twtrace, %d", n), shape).to(c.name))
 	}
@@ -214,7 +198,7 @@ func (s *shapes) bigRows() []row {
 }
 
 func (s *shapes) toolRows() []row {
-	shape := storm{loops: 1, connections: s.many, concurrency: s.toolConcurrency, reuse: "1", ports: wide}
+	shape := storm{loops: 1, connections: s.many, concurrency: s.toolConcurrency, reuse: "1", ports: wide, single: true}
 	c := reference("C, echo, client closes first", shape, 1)
 	n, concurrency := strconv.Itoa(s.many), strconv.Itoa(s.toolConcurrency)
 	return []row{
@@ -237,9 +221,12 @@ func (s *shapes) searchRows() (rows []row) {
 
 func (s *shapes) classicRows() []row {
 	shape := storm{loops: s.loops, connections: s.connections, reuse: "0"}
+	one := shape
+	one.single = true
 	return []row{
 		reference("C", shape, 1),
-		ours("twtrace", shape),
+		ours("twtrace, one thread for each end", one),
+		ours("twtrace, both ends on each thread", shape),
 		ours("twtrace --bind port", shape, "--bind", "port"),
 		ours("twtrace --local-port-range", shape, "--local-port-range", fmt.Sprintf("%d-%d", fillLow, fillHigh)),
 	}
