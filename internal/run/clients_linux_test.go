@@ -71,6 +71,7 @@ func TestClients(t *testing.T) {
 			opts := several(n)
 			opts.Net = network.net
 			opts.Plan.Connections = connections
+			opts.Plan.Concurrency = 100 // an emulated machine drops the SYNs of all at once
 			s := do(t, opts)
 			account(t, s, n)
 			for _, c := range s.Clients {
