@@ -92,7 +92,8 @@ type Plan struct {
 	Rate, RateTo float64
 	// MaxRate, if not 0, is a limit: of the attempts of all loops and shards, never more than this many
 	// begin in any second, spaced evenly. It makes no open loop: what it holds back is counted
-	// (Result.HeldBack) and its latencies count from when it began.
+	// (Result.HeldBack) and its latencies count from when it began. An open loop at just this
+	// rate can't make up for being late.
 	MaxRate float64
 	// MaxDuration, if not 0, is how long after its begin, pauses between loops included,
 	// the storm is cancelled as by its context.

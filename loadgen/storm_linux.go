@@ -193,7 +193,7 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 		select {
 		case done = <-r.collector.loopDone:
 		case <-ctx.Done():
-			done = r.cancelLoop()
+			done, result.Canceled = r.cancelLoop()
 		}
 		result.Loops = append(result.Loops, done.LoopResult)
 		if done.cancelled || done.Attempts < r.plan.Connections {
@@ -206,14 +206,20 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 	return result
 }
 
-// cancelLoop has every shard end what is under way, and returns what the loop came to.
-func (r *stormRun) cancelLoop() loopDone {
+// cancelLoop has every shard end what is under way, and returns what the loop came to, and
+// whether it was cut short: if not an attempt, then the wait for one to be closed.
+func (r *stormRun) cancelLoop() (done loopDone, cut bool) {
+	select {
+	case done := <-r.collector.loopDone:
+		return done, false
+	default:
+	}
 	r.cancel.Store(true)
 	r.wake.wake()
 	for {
 		select {
 		case done := <-r.collector.loopDone:
-			return done
+			return done, true
 		case <-time.After(interruptEvery):
 			for _, sh := range r.shards {
 				if sh.mayBlock {
