@@ -40,7 +40,7 @@ func fullShapes(best []string) shapes {
 		loops: 10, connections: 10_000,
 		many: 100_000, concurrency: []int{100, 1000, 10_000},
 		toolConcurrency: 1000, toolTime: 4 * time.Second,
-		held: 10_000, heldBig: 500_000, hold: time.Second, holdBig: time.Minute, sources: 25,
+		held: 10_000, heldBig: 500_000, hold: 3 * time.Second, holdBig: time.Minute, sources: 25,
 		filled: []int{0, 40, 55, 70, 100}, searches: 500,
 		best: best,
 	}
