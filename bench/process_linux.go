@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ import (
 type usage struct {
 	user, system time.Duration
 	peak         int // kB: the sum of each process's peak
+	open         int // see openNow; 0 unless it was asked for
 }
 
 // process is a command under way in a namespace. It ends with this program, however
@@ -42,10 +44,11 @@ const foreign = unix.CLONE_NEWPID
 
 // start starts a command in the namespace. The thread that starts it stays until it is
 // done, because a parent-death signal comes when that thread dies.
-func start(ctx context.Context, ns *netlab.Namespace, flags uintptr, argv ...string) (*process, error) {
+func start(ctx context.Context, ns *netlab.Namespace, what part) (*process, error) {
+	argv := what.argv
 	p := &process{cmd: exec.CommandContext(ctx, argv[0], argv[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
-	p.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Cloneflags: flags}
+	p.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Cloneflags: what.flags}
 	started := make(chan error, 1) // one answer
 	go func() {
 		defer close(p.done)
@@ -55,7 +58,7 @@ func start(ctx context.Context, ns *netlab.Namespace, flags uintptr, argv ...str
 			if err != nil {
 				return nil
 			}
-			p.watch()
+			p.watch(what.countOpen)
 			return nil
 		})
 		if err != nil {
@@ -70,7 +73,7 @@ func start(ctx context.Context, ns *netlab.Namespace, flags uintptr, argv ...str
 
 // watch waits for the process, and looks at its memory meanwhile. (ru_maxrss is of no
 // use: it includes that of the program that forked.)
-func (p *process) watch() {
+func (p *process) watch(countOpen bool) {
 	ended := make(chan struct{})
 	go func() {
 		p.err = p.cmd.Wait()
@@ -81,6 +84,9 @@ func (p *process) watch() {
 	defer tick.Stop()
 	for {
 		look(p.cmd.Process.Pid, peaks)
+		if countOpen {
+			p.used.open = max(p.used.open, openNow(p.cmd.Process.Pid))
+		}
 		select {
 		case <-tick.C:
 			continue
@@ -115,6 +121,47 @@ func look(pid int, peaks map[int]int) {
 			look(n, peaks)
 		}
 	}
+}
+
+// openNow is how many TCP sockets are open in each of the namespaces that threads of the
+// process have entered: the fewest, which in a pair is the client's, who has no listener.
+func openNow(pid int) int {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	if err != nil {
+		return 0
+	}
+	host, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return 0
+	}
+	counts := map[string]int{host: 0} // by namespace
+	fewest := 0
+	for _, thread := range threads {
+		ns, err := os.Readlink(thread + "/ns/net")
+		if _, known := counts[ns]; known || err != nil {
+			continue
+		}
+		text, err := os.ReadFile(thread + "/net/sockstat")
+		if err != nil {
+			continue // it has just ended
+		}
+		counts[ns] = inUse(string(text))
+		if len(counts) == 2 || counts[ns] < fewest {
+			fewest = counts[ns]
+		}
+	}
+	return fewest
+}
+
+// inUse reads "TCP: inuse N" (net/ipv4/proc.c, sockstat_seq_show).
+func inUse(text string) int {
+	for line := range strings.Lines(text) {
+		var n int
+		if got, _ := fmt.Sscanf(line, "TCP: inuse %d", &n); got == 1 {
+			return n
+		}
+	}
+	return 0
 }
 
 // wait waits for the end of a process that ends by itself.

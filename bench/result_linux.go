@@ -27,6 +27,8 @@ type measurement struct {
 	User   float64 `json:"user_seconds"`
 	System float64 `json:"system_seconds"`
 	PeakKB int     `json:"peak_kb"`
+	// Open is how many connections were open at once, where memory is the subject.
+	Open int `json:"open"`
 	// ServerCPU is the part of User and System that the server used; 0 where both ends are one process.
 	ServerCPU float64 `json:"server_cpu_seconds"`
 	// Whole is how long all of it took, set-up included.
@@ -39,6 +41,7 @@ func (m *measurement) add(u usage) {
 	m.User += u.user.Seconds()
 	m.System += u.system.Seconds()
 	m.PeakKB += u.peak
+	m.Open = max(m.Open, u.open)
 }
 
 func (m *measurement) sumUp() {
@@ -202,6 +205,9 @@ var (
 	speedColumns = []column{speedColumn, relative("ratio", perSecond)}
 	cpuColumns   = []column{cpuColumn, relative("ratio", cpu)}
 	peakColumn   = absolute("peak RSS, MB", peak, 1)
+	openColumn   = column{"open at once", func(all results, r *row) string {
+		return all.values(r.name, func(m *measurement) float64 { return float64(m.Open) }).format(0)
+	}}
 	microsColumn = absolute("µs an attempt", micros, 1)
 	microsRatio  = relative("ratio", micros)
 	failedColumn = column{"failed", func(all results, r *row) string {
@@ -231,11 +237,11 @@ var (
 		return spreadOf(values).format(3)
 	}}
 	perOpenColumn = column{"bytes a connection", func(all results, r *row) string {
-		if r.fixed == "" || r.open == 0 {
+		if r.fixed == "" {
 			return "-"
 		}
 		return all.paired(r.name, r.fixed, peak, func(a, b *measurement) float64 {
-			return float64(a.PeakKB-b.PeakKB) * 1024 / float64(r.open)
+			return float64(a.PeakKB-b.PeakKB) * 1024 / float64(a.Open)
 		}).format(0)
 	}}
 )

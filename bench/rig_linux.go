@@ -139,7 +139,7 @@ func (r *rig) served(ctx context.Context, o netlab.Options, server, client part,
 		return m, err
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
-	s, err := start(ctx, lab.Server(), server.flags, server.argv...)
+	s, err := start(ctx, lab.Server(), server)
 	if err != nil {
 		return m, err
 	}
@@ -161,11 +161,13 @@ type part struct {
 	flags uintptr
 	// Of a server: where it listens, and with how many sockets.
 	port, sockets int
+	// countOpen: have an eye on how many connections are open at once.
+	countOpen bool
 }
 
 // run runs a command to its end and adds what it used and what it says of the storm.
 func (m *measurement) run(ctx context.Context, ns *netlab.Namespace, client part, parse func([]byte) ([]loop, error)) error {
-	p, err := start(ctx, ns, client.flags, client.argv...)
+	p, err := start(ctx, ns, client)
 	if err != nil {
 		return err
 	}
@@ -178,13 +180,13 @@ func (m *measurement) run(ctx context.Context, ns *netlab.Namespace, client part
 }
 
 // alone runs a command that makes its own network.
-func (r *rig) alone(ctx context.Context, argv []string) (m measurement, err error) {
+func (r *rig) alone(ctx context.Context, what part) (m measurement, err error) {
 	host, err := netlab.Own()
 	if err != nil {
 		return m, err
 	}
 	defer host.Close()
-	err = m.run(ctx, host, part{argv: argv}, parseTwtrace)
+	err = m.run(ctx, host, what, parseTwtrace)
 	return m, err
 }
 

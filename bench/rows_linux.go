@@ -22,13 +22,11 @@ type row struct {
 	base    string   // the row that ratios are to; "": this is one
 	fixed   string   // the row that has only the fixed part
 	least   bool     // it is such a row: its rates mean nothing
-	open    int      // connections open at once, where memory is the subject
 	run     func(context.Context, *rig) (measurement, error)
 }
 
 func (r row) to(base string) row         { r.base = base; return r }
 func (r row) lessEmpty(fixed string) row { r.fixed = fixed; return r }
-func (r row) of(open int) row            { r.open = open; return r }
 
 // storm is a shape that both twtrace and the reference can be told.
 type storm struct {
@@ -129,7 +127,7 @@ func traced(name string, s storm, extra ...string) row {
 	return row{
 		name: name, command: "twtrace " + strings.Join(args, " "),
 		run: func(ctx context.Context, r *rig) (measurement, error) {
-			return r.alone(ctx, append([]string{r.twtrace}, append(args, "-o", "json")...))
+			return r.alone(ctx, part{argv: append([]string{r.twtrace}, append(args, "-o", "json")...)})
 		},
 	}
 }
@@ -285,7 +283,7 @@ func (r *rig) searched(ctx context.Context, o netlab.Options, fill []string, fil
 		return m, err
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
-	server, err := start(ctx, lab.Server(), 0, r.twtrace, "serve", "--listen", serverTarget)
+	server, err := start(ctx, lab.Server(), part{argv: []string{r.twtrace, "serve", "--listen", serverTarget}})
 	if err != nil {
 		return m, err
 	}
@@ -306,5 +304,14 @@ func (r *rig) searched(ctx context.Context, o netlab.Options, fill []string, fil
 	return m, err
 }
 
-// holding are the flags that keep connections open together for a time.
-func holding(d time.Duration) []string { return []string{"--hold", d.String()} }
+// held is a storm of twtrace's whose connections stay open for a time after their exchange, in
+// the hope that all have been opened by then: how many are open at once is counted.
+func held(name string, s storm, hold time.Duration, extra ...string) row {
+	args := append(append(s.twtrace(), "--hold", hold.String()), extra...)
+	return row{
+		name: name, command: "twtrace " + strings.Join(args, " "),
+		run: func(ctx context.Context, r *rig) (measurement, error) {
+			return r.alone(ctx, part{argv: append([]string{r.twtrace}, append(args, "-o", "json")...), countOpen: true})
+		},
+	}
+}

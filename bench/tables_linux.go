@@ -87,7 +87,7 @@ func tables(s shapes) []table {
 		},
 		{
 			name: "memory", title: "all of a storm open together",
-			rounds: 7, columns: []column{peakColumn, perOpenColumn, failedColumn}, rows: s.memoryRows(),
+			rounds: 7, columns: []column{openColumn, peakColumn, perOpenColumn, failedColumn}, rows: s.memoryRows(),
 		},
 		{
 			name: "tools", title: fmt.Sprintf("%d open at once, closed by FIN; nginx answers with 100 bytes, the others echo 100", s.toolConcurrency),
@@ -95,7 +95,7 @@ func tables(s shapes) []table {
 		},
 		{
 			name: "big", title: fmt.Sprintf("%d open together (takes 5 GB of the kernel's memory)", s.heldBig), onRequest: true,
-			rounds: 3, columns: []column{peakColumn, perOpenColumn, absolute("seconds", func(m *measurement) float64 { return m.Seconds }, 1), failedColumn}, rows: s.bigRows(),
+			rounds: 3, columns: []column{openColumn, peakColumn, perOpenColumn, absolute("seconds", func(m *measurement) float64 { return m.Seconds }, 1), failedColumn}, rows: s.bigRows(),
 		},
 		{
 			name: "search", title: "the time of a connect() when so many of 28,232 ports are in TIME_WAIT (tcp_tw_reuse=0)", onRequest: true,
@@ -180,21 +180,19 @@ func (s *shapes) traceRows() (rows []row) {
 }
 
 func (s *shapes) memoryRows() []row {
-	shape := storm{loops: 1, connections: s.held, linger: true}
-	one := storm{loops: 1, connections: 1, linger: true}
-	empty, emptyTraced := ours("1, no trace", one), traced("1, traced", one)
-	hold := holding(s.hold)
+	one, shape := storm{loops: 1, connections: 1, linger: true}, storm{loops: 1, connections: s.held, linger: true}
+	empty, emptyTraced := held("1, no trace", one, s.hold, "--no-trace"), held("1, traced", one, s.hold)
 	return []row{
-		empty, ours(fmt.Sprintf("%d, no trace", s.held), shape, hold...).lessEmpty(empty.name).of(s.held),
-		emptyTraced, traced(fmt.Sprintf("%d, traced", s.held), shape, hold...).lessEmpty(emptyTraced.name).of(s.held),
+		empty, held(fmt.Sprintf("%d, no trace", s.held), shape, s.hold, "--no-trace").lessEmpty(empty.name),
+		emptyTraced, held(fmt.Sprintf("%d, traced", s.held), shape, s.hold).lessEmpty(emptyTraced.name),
 	}
 }
 
 func (s *shapes) bigRows() []row {
-	shape := storm{loops: 1, connections: s.heldBig, linger: true}
-	empty := ours("1, no trace", storm{loops: 1, connections: 1, linger: true})
-	return []row{empty, ours(fmt.Sprintf("%d, no trace", s.heldBig), shape,
-		append(holding(s.holdBig), "--sources", strconv.Itoa(s.sources))...).lessEmpty(empty.name).of(s.heldBig)}
+	empty := held("1, no trace", storm{loops: 1, connections: 1, linger: true}, s.hold, "--no-trace")
+	big := held(fmt.Sprintf("%d, no trace", s.heldBig), storm{loops: 1, connections: s.heldBig, linger: true}, s.holdBig,
+		"--no-trace", "--sources", strconv.Itoa(s.sources))
+	return []row{empty, big.lessEmpty(empty.name)}
 }
 
 func (s *shapes) toolRows() []row {
