@@ -126,8 +126,18 @@ func sysEpollPoll(epfd int, events []unix.EpollEvent) (int, unix.Errno) {
 	return int(n), e
 }
 
-// sysEpollWait blocks for up to ms milliseconds, for ever if ms is -1.
+// sysEpollWait blocks for up to ms milliseconds, for ever if ms is -1. In its first
+// millisecond the scheduler is not told: in a storm the next event is not far, and each
+// time it is told it wakes a thread that takes the processor away, and polls.
 func sysEpollWait(epfd int, events []unix.EpollEvent, ms int) (int, unix.Errno) {
+	if ms != 0 {
+		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
+			uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 1, 0, 0)
+		if n != 0 || e != 0 || ms == 1 {
+			return int(n), e
+		}
+		ms = max(-1, ms-1)
+	}
 	n, _, e := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
 		uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(ms), 0, 0)
 	return int(n), e
