@@ -126,21 +126,32 @@ func sysEpollPoll(epfd int, events []unix.EpollEvent) (int, unix.Errno) {
 	return int(n), e
 }
 
-// sysEpollWait blocks for up to ms milliseconds, for ever if ms is -1. In its first
-// millisecond the scheduler is not told: in a storm the next event is not far, and each
-// time it is told it wakes a thread that takes the processor away, and polls.
+// quietWait is for how long sysEpollWait does not tell the scheduler that it blocks, in
+// milliseconds. In a storm the next event is not far, and each time it is told, it wakes a thread
+// that takes the processor away, and polls. Who waits in vain keeps a processor of
+// the scheduler's for that time, which is why it is no longer; a garbage collection does
+// not have to wait for it, because the signal that it sends ends the call. A shorter one, less than
+// a tick, would cost setting the processor's timer for each wait: a microsecond or two in
+// a virtual machine.
+const quietWait = 20
+
+// sysEpollWait blocks for up to ms milliseconds, for ever if ms is -1.
 func sysEpollWait(epfd int, events []unix.EpollEvent, ms int) (int, unix.Errno) {
-	if ms != 0 {
-		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
-			uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 1, 0, 0)
-		if n != 0 || e != 0 || ms == 1 {
-			return int(n), e
-		}
-		ms = max(-1, ms-1)
+	first := quietWait
+	if ms >= 0 {
+		first = min(ms, quietWait)
 	}
-	n, _, e := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
+	r, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
+		uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(first), 0, 0)
+	if r != 0 || e != 0 || ms == first {
+		return int(r), e
+	}
+	if ms > 0 {
+		ms -= first
+	}
+	r, _, e = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd),
 		uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), uintptr(ms), 0, 0)
-	return int(n), e
+	return int(r), e
 }
 
 // sysEpollWait2 blocks for up to d, for ever if d is negative (since Linux 5.11).
