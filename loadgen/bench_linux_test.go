@@ -1,7 +1,6 @@
 package loadgen_test
 
 import (
-	"fmt"
 	"net/netip"
 	"runtime"
 	"testing"
@@ -10,16 +9,41 @@ import (
 )
 
 // BenchmarkStorm opens b.N connections over loopback, up to 1,000 at once, from
-// one client thread to one server thread of the same process. They are closed by
-// RST, so that the host's ports do not run out.
+// client threads to as many server threads of the same process, or from threads that are both
+// ends; and with more or less recorded. They are closed by RST, so that the
+// host's ports do not run out.
 func BenchmarkStorm(b *testing.B) {
-	for _, threads := range []int{1, 2} {
-		b.Run(fmt.Sprintf("shards=%d", threads), func(b *testing.B) {
+	for _, c := range []struct {
+		name    string
+		threads int
+		host    bool
+		record  loadgen.Record
+	}{
+		{"threads=1+1/record=all", 1, false, loadgen.RecordAll},
+		{"threads=1+1/record=cookie", 1, false, loadgen.RecordCookie},
+		{"threads=1+1/record=times", 1, false, loadgen.RecordTimes},
+		{"threads=2+2/record=all", 2, false, loadgen.RecordAll},
+		{"together/record=all", 0, true, loadgen.RecordAll},
+		{"together/record=cookie", 0, true, loadgen.RecordCookie},
+		{"together/record=times", 0, true, loadgen.RecordTimes},
+	} {
+		b.Run(c.name, func(b *testing.B) {
 			server := loadgen.NewServerPlan(localhosts["ipv4"])
-			server.Shards = threads
+			server.Shards = c.threads
+			if c.host {
+				cpus, err := loadgen.AllowedCPUs()
+				if err != nil {
+					b.Fatal(err)
+				}
+				server.Shards, server.CPUs = len(cpus), cpus
+			}
 			s := startServer(b, server)
 			plan := loadgen.NewPlan(s.Addr())
-			plan.Loops, plan.Connections, plan.Concurrency, plan.Shards, plan.Linger = 1, b.N, 1000, threads, 0
+			plan.Loops, plan.Connections, plan.Concurrency, plan.Shards, plan.Linger = 1, b.N, 1000, c.threads, 0
+			plan.Record = c.record
+			if c.host {
+				plan.Host = s
+			}
 			var failed int
 			plan.OnLoop = func(l loadgen.LoopResult) { failed = l.Failed }
 			storm, err := loadgen.NewStorm(plan)

@@ -40,6 +40,16 @@ func ParseCloser(name string) (Closer, error) {
 	return 0, fmt.Errorf("%q is none of client, server, both", name)
 }
 
+// Record says what of an Attempt is recorded beside its times, its phase and its error.
+type Record uint8
+
+// What is recorded. Cookie and port take a system call each.
+const (
+	RecordAll    Record = iota
+	RecordCookie        // not LocalPort, unless it was bound: the kernel's events of the cookie have it
+	RecordTimes         // nor Cookie, where there are no events to join
+)
+
 // MaxBytes is the largest request and reply, and MaxShards the largest number of
 // threads, that a plan may ask for.
 const (
@@ -118,7 +128,8 @@ type Plan struct {
 	// both ends of its connections, which saves changing threads (a quarter of the
 	// processors' time). It needs the server's CPUs, so that each accepts what it opened itself.
 	// Shards, CPUs and Enter (ServerPlan.EnterGuests) are then the server's.
-	Host *Server `json:"-"`
+	Host   *Server `json:"-"`
+	Record Record  // of each attempt
 	// Enter, if set, is called on every thread of the storm before it opens its
 	// first socket, for instance to join a network namespace. It runs on a
 	// locked OS thread that is thrown away at the end, and still sees all of the
@@ -215,6 +226,9 @@ func (p *Plan) Validate() error {
 	}
 	if int(p.Close) >= len(closerNames) {
 		bad("close must be client, server or both")
+	}
+	if p.Record > RecordTimes {
+		bad("there is no record %d", p.Record)
 	}
 	errs = append(errs, p.validateSource()...)
 	return errors.Join(errs...)

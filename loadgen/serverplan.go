@@ -148,7 +148,7 @@ func (p *ServerPlan) Validate() error {
 type ServerStats struct {
 	Accepted uint64 // accept() returned them
 	Closed   uint64 // close() returned on them
-	Resets   uint64 // ended by the peer's RST: ECONNRESET or EPIPE
+	Resets   uint64 // ended by an error: the peer's RST, or its silence for a quarter of an hour
 	// Drops is the sum of the listeners' sk_drops (SO_MEMINFO): SYNs and ACKs
 	// that the listeners dropped, for a full accept queue above all, which makes
 	// it a little more than TcpExtListenDrops (29,451 against 29,438 in an overrun

@@ -447,7 +447,8 @@ func (s *serverShard) send(fd, upTo int) bool {
 func (s *serverShard) waitForEnd(fd int, events uint32) {
 	switch {
 	case events&unix.EPOLLERR != 0:
-		s.close(fd, s.socketError(fd))
+		// An RST, if it is not that the peer has not answered for a quarter of an hour.
+		s.close(fd, unix.ECONNRESET)
 	case events&hangup != 0: // FIN
 		s.close(fd, 0)
 	default:
@@ -504,13 +505,4 @@ func (s *serverShard) close(fd int, e unix.Errno) {
 	c.open = false
 	s.starved = false
 	s.now.Closed++
-}
-
-// socketError takes the socket's pending error.
-func (s *serverShard) socketError(fd int) unix.Errno {
-	var value uint32
-	if _, e := sysGetsockopt(fd, unix.SOL_SOCKET, unix.SO_ERROR, unsafe.Pointer(&value), 4); e != 0 {
-		return e
-	}
-	return unix.Errno(value)
 }

@@ -479,13 +479,15 @@ func (s *shard) openOne() int64 {
 	s.push(&s.living, fd)
 	s.open++
 
-	// The question is what makes the kernel name the socket, so that its very
-	// first event has the name, even if connect() fails.
-	if _, e := sysGetsockopt(fd, unix.SOL_SOCKET, unix.SO_COOKIE, unsafe.Pointer(&s.scratch.cookie), 8); e != 0 {
-		s.end(fd, PhaseSocket, e, 0)
-		return a.Started
+	if s.plan.Record != RecordTimes {
+		// The question is what makes the kernel name the socket, so that its very
+		// first event has the name, even if connect() fails.
+		if _, e := sysGetsockopt(fd, unix.SOL_SOCKET, unix.SO_COOKIE, unsafe.Pointer(&s.scratch.cookie), 8); e != 0 {
+			s.end(fd, PhaseSocket, e, 0)
+			return a.Started
+		}
+		c.attempt.Cookie = Cookie(s.scratch.cookie)
 	}
-	c.attempt.Cookie = Cookie(s.scratch.cookie)
 	for i := range s.options {
 		if e := sysSetsockopt(fd, &s.options[i]); e != 0 {
 			s.end(fd, PhaseSocket, e, 0)
@@ -506,7 +508,7 @@ func (s *shard) openOne() int64 {
 		s.end(fd, PhaseConnect, e, 0)
 		return a.Started
 	}
-	if c.attempt.LocalPort == 0 {
+	if c.attempt.LocalPort == 0 && (s.plan.Record == RecordAll || s.checkSelf) {
 		if e := sysGetsockname(fd, &s.scratch.name); e != 0 {
 			s.end(fd, PhaseConnect, e, 0)
 			return a.Started

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -767,5 +768,54 @@ func TestOnReady(t *testing.T) {
 	}
 	if result, err := s.Run(t.Context()); !errors.Is(err, failure) || len(result.Loops) != 0 {
 		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// TestRecord: of each connection is known what was asked for, and a port that was bound.
+func TestRecord(t *testing.T) {
+	// Below the ports that connect() chooses from: else the port is asked for, to see
+	// whether a socket is connected to itself.
+	server := loadgen.NewServerPlan(netip.AddrPortFrom(localhosts["ipv4"].Addr(), uint16(10000+rand.IntN(20000))))
+	s := startServer(t, server)
+	for name, c := range map[string]struct {
+		record         loadgen.Record
+		bind           loadgen.Binding
+		cookies, ports bool
+	}{
+		"all":           {loadgen.RecordAll, loadgen.BindNone, true, true},
+		"cookie":        {loadgen.RecordCookie, loadgen.BindNone, true, false},
+		"times":         {loadgen.RecordTimes, loadgen.BindNone, false, false},
+		"cookie, bound": {loadgen.RecordCookie, loadgen.BindPort, true, true},
+		"times, bound":  {loadgen.RecordTimes, loadgen.BindPort, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := loadgen.NewPlan(s.Addr())
+			plan.Loops, plan.Connections, plan.Hold, plan.Record = 1, 50, time.Millisecond, c.record
+			if plan.Bind = c.bind; c.bind != loadgen.BindNone {
+				plan.Sources = []netip.Addr{s.Addr().Addr()}
+			}
+			cookies, ports := make(map[loadgen.Cookie]bool), make(map[uint16]bool)
+			plan.OnAttempts = func(batch []loadgen.Attempt) {
+				for i := range batch {
+					if batch[i].Failed() {
+						t.Errorf("%+v", batch[i])
+					}
+					cookies[batch[i].Cookie], ports[batch[i].LocalPort] = true, true
+				}
+			}
+			st, err := loadgen.NewStorm(plan)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := st.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if cookies[0] == c.cookies || c.cookies && len(cookies) != 50 {
+				t.Errorf("%d cookies, none: %t, want them %t", len(cookies), cookies[0], c.cookies)
+			}
+			if ports[0] == c.ports {
+				t.Errorf("%d ports, none: %t, want them %t", len(ports), ports[0], c.ports)
+			}
+		})
 	}
 }

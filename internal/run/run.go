@@ -450,6 +450,9 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 	plan.Target = r.target
 	plan.Enter = r.lab.Client().Enter
 	plan.Sources = r.sources
+	if plan.Record = loadgen.RecordCookie; r.trace == nil {
+		plan.Record = loadgen.RecordTimes
+	}
 	if r.together {
 		plan.Host = r.server
 	}
