@@ -283,3 +283,23 @@ func endBySignals(t *testing.T, cmd *exec.Cmd) (n int) {
 		}
 	}
 }
+
+// TestDuration: a loop of an open loop is as long as it takes at its rate, one loop unless more
+// are asked for.
+func TestDuration(t *testing.T) {
+	for args, want := range map[string][2]int{
+		"--rate 100 --duration 2s":           {1, 200},
+		"--rate 100-300 --duration 2s":       {1, 400},
+		"--rate 0.5 --duration 1m --loops 3": {3, 30},
+	} {
+		f, cmd := newApp(new(bytes.Buffer), new(bytes.Buffer)).newRunCommand()
+		if err := cmd.ParseFlags(strings.Fields(args)); err != nil {
+			t.Fatal(err)
+		}
+		f.given = cmd.Flags().Changed
+		opts, err := f.options(t.Context())
+		if err != nil || opts.Plan.Loops != want[0] || opts.Plan.Connections != want[1] {
+			t.Errorf("%s: %d × %d, want %v (%v)", args, opts.Plan.Loops, opts.Plan.Connections, want, err)
+		}
+	}
+}

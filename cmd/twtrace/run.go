@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -24,34 +26,35 @@ import (
 
 // runFlags are the flags of `twtrace run` as given.
 type runFlags struct {
-	plan    loadgen.Plan
-	linger  string
-	close   *choice
-	bind    *choice
-	ports   string // --local-port-range
-	net     *choice
-	output  *choice
-	color   *choice
-	ipv6    bool
-	target  string
-	allow   string
-	sources int
-	clients int
-	backlog int
-	server  *choice
-	delay   time.Duration
-	every   int
-	control string
-	watch   time.Duration
-	noTrace bool
-	hgrm    string
-	warmup  time.Duration
-	rate    string
-	follow  *choice // --progress
-	strict  bool
-	sysctls []string
-	short   [len(shortForms)]string
-	given   func(flag string) bool // on the command line, be it empty
+	plan     loadgen.Plan
+	linger   string
+	close    *choice
+	bind     *choice
+	ports    string // --local-port-range
+	net      *choice
+	output   *choice
+	color    *choice
+	ipv6     bool
+	target   string
+	allow    string
+	sources  int
+	clients  int
+	backlog  int
+	server   *choice
+	delay    time.Duration
+	every    int
+	control  string
+	watch    time.Duration
+	duration time.Duration
+	noTrace  bool
+	hgrm     string
+	warmup   time.Duration
+	rate     string
+	follow   *choice // --progress
+	strict   bool
+	sysctls  []string
+	short    [len(shortForms)]string
+	given    func(flag string) bool // on the command line, be it empty
 }
 
 // shortForms are flags of their own for the settings that the experiments turn.
@@ -122,6 +125,7 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 	fl.StringVar(&f.rate, "rate", "", "open loop: `R` connections a second are due, or LO-HI from the begin to the end of a loop, done or not those before")
 	fl.Float64Var(&f.plan.MaxRate, "max-rate", 0, "never begin more than `R` connections a second, in a closed loop too, of all clients together; latencies still count from the begin; 0: no limit")
 	fl.DurationVar(&f.plan.MaxDuration, "max-duration", 0, "stop the storm after this time, as Ctrl-C does; 0: no limit")
+	fl.DurationVar(&f.duration, "duration", 0, "how long a loop of --rate lasts, instead of --connections; one loop unless --loops is given")
 	fl.IntVar(&f.plan.Bytes, "bytes", f.plan.Bytes, "bytes each way")
 	fl.StringVar(&f.linger, "linger", "", "SO_LINGER {1,SECONDS}; without a value {1,0}: close by RST")
 	fl.Lookup("linger").NoOptDefVal = "0"
@@ -255,6 +259,11 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 			return opts, usagef("--rate %s: %w", f.rate, err)
 		}
 	}
+	if f.given("duration") {
+		if err := f.lasting(&opts.Plan); err != nil {
+			return opts, err
+		}
+	}
 	if f.clients < 1 || f.clients > clients.Max {
 		return opts, usagef("--clients must be from 1 to %d, not %d", clients.Max, f.clients)
 	}
@@ -298,6 +307,25 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		return opts, usageError{err}
 	}
 	return opts, nil
+}
+
+// lasting makes a loop of an open loop as long as --duration says.
+func (f *runFlags) lasting(p *loadgen.Plan) error {
+	if p.Rate == 0 {
+		return usagef("--duration needs --rate: a closed loop takes the time that it takes, and --max-duration stops it")
+	}
+	if f.given("connections") {
+		return usagef("--duration with --rate says how many --connections there are: leave one of the two out")
+	}
+	n := math.Round((p.Rate + cmp.Or(p.RateTo, p.Rate)) / 2 * f.duration.Seconds())
+	if n < 1 || n > math.MaxInt32 {
+		return usagef("--duration %s at --rate %s is %.0f connections, want 1 to 2147483647", f.duration, f.rate, n)
+	}
+	p.Connections = int(n)
+	if !f.given("loops") {
+		p.Loops = 1
+	}
+	return nil
 }
 
 // source reads the flags about where the connections come from.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/clients"
@@ -298,14 +299,37 @@ func (r *session) startTrace() error {
 		}
 		scope = append(scope, s.netns)
 	}
-	var err error
-	if r.trace, err = tracer.Open(tracer.Options{NetNS: scope, Kinds: kinds}); err != nil {
+	size, err := r.ringSize()
+	if err != nil {
+		return err
+	}
+	if r.trace, err = tracer.Open(tracer.Options{NetNS: scope, Kinds: kinds, RingSize: size}); err != nil {
 		return err
 	}
 	if err := r.trace.Start(); err != nil {
 		return err
 	}
 	return nil
+}
+
+// ringSize is the tracer's default, or more where so many connections are open at once that they
+// can be closed at once too, with the threads that do it in the way of the one that reads.
+func (r *session) ringSize() (int, error) {
+	const usual, most = 1 << 16, 8 // connections, times the default
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return 0, fmt.Errorf("count the CPUs: %w", err)
+	}
+	open := r.opts.Plan.Connections
+	if c := r.opts.Plan.Concurrency; c != 0 {
+		open = min(open, c)
+	}
+	open *= max(1, r.opts.Clients)
+	size := tracer.DefaultRingSize(cpus)
+	for times := 1; times < most && open > times*usual; times *= 2 {
+		size *= 2
+	}
+	return size, nil
 }
 
 // describe fills the summary's head and readies what adds up the rest.

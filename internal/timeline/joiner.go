@@ -453,12 +453,21 @@ func (j *Joiner) state(ev *tcp.Event) {
 	j.waiting = append(j.waiting, waiting{ev.Cookie, ev.MonoNS})
 }
 
+// roomForEnd is how many steps are not for segments that are sent again, of which there may be
+// any number: what ended the connection comes after them.
+const roomForEnd = 4
+
 // step adds an event to a timeline.
 func (c *conn) step(ev *tcp.Event) {
 	if ev.Tuple.Local.Port() != 0 && ev.Tuple.Peer.Port() != 0 || !c.Tuple.Peer.IsValid() {
 		c.Tuple = ev.Tuple
 	}
-	if c.NumSteps == MaxSteps {
+	room := MaxSteps
+	switch ev.Kind {
+	case tcp.KindRetransmit, tcp.KindSynAckRetransmit:
+		room -= roomForEnd
+	}
+	if c.NumSteps >= room {
 		c.More++
 		return
 	}

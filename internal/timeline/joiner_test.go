@@ -592,6 +592,24 @@ func TestMaxSteps(t *testing.T) {
 	}
 }
 
+// TestRetransmitsLeaveRoom: however often a segment was sent again, what ended the
+// connection is kept.
+func TestRetransmitsLeaveRoom(t *testing.T) {
+	var s stream
+	s.state(1, 0, tcp.Close, tcp.SynSent, 0, 0)
+	for range 3 * MaxSteps {
+		s.add(tcp.Event{Kind: tcp.KindRetransmit, Cookie: 1, Tuple: tuple(40001), Old: tcp.SynSent, New: tcp.SynSent})
+	}
+	s.state(1, 40001, tcp.SynSent, tcp.Close, 0, tcp.ETIMEDOUT)
+	j, r := newJoiner()
+	j.Events(s.events)
+	j.Attempts([]tcp.Attempt{failed(1, tcp.ETIMEDOUT)})
+	tl := r.only(t)
+	if end := tl.ClosedWith(); end == nil || end.Errno != tcp.ETIMEDOUT || tl.NumSteps+tl.More != len(s.events) {
+		t.Errorf("closed with %+v, %d steps and %d more of %d events", end, tl.NumSteps, tl.More, len(s.events))
+	}
+}
+
 // TestTotals has a case for each rule by which the kernel counts (tcp_set_state,
 // tcp_time_wait, __inet_twsk_schedule).
 func TestTotals(t *testing.T) {
