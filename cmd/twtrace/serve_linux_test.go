@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"net"
 	"net/netip"
@@ -16,10 +15,10 @@ import (
 )
 
 // serving starts `twtrace serve` with args and returns where it listens.
-func serving(t *testing.T, args ...string) (addr netip.AddrPort, cmd *exec.Cmd, stderr *bytes.Buffer) {
+func serving(t *testing.T, args ...string) (addr netip.AddrPort, cmd *exec.Cmd, stderr *output) {
 	t.Helper()
 	cmd = command(t, worldPlain, append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...)
-	stderr = new(bytes.Buffer)
+	stderr = newOutput()
 	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -79,7 +78,7 @@ func runToward(t *testing.T, addr netip.AddrPort, args ...string) (a accounted) 
 // by default and by a port of its own; and unknown where nobody tells.
 func TestServeTold(t *testing.T) {
 	addr, cmd, stderr := serving(t, "--server-first", "256")
-	if stderr.Len() != 0 { // the port after a port that the kernel chose may be taken
+	if stderr.String() != "" { // the port after a port that the kernel chose may be taken
 		t.Skipf("%s", stderr)
 	}
 	a := runToward(t, addr, "--server-first", "256")
@@ -135,7 +134,7 @@ func TestServeControlTaken(t *testing.T) {
 // holds on to its control channel.
 func TestServeInterrupted(t *testing.T) {
 	addr, cmd, stderr := serving(t, "--accept-delay", "1h")
-	if stderr.Len() != 0 {
+	if stderr.String() != "" {
 		t.Skipf("%s", stderr)
 	}
 	told := netip.AddrPortFrom(addr.Addr(), addr.Port()+1)

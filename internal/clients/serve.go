@@ -32,7 +32,7 @@ var ErrByHand = errors.New("a client process is started by `twtrace run --client
 // Serve is the whole life of a client process. It ends early, with everything that it
 // has come to reported, when ctx does, and when the parent says so or is gone.
 // onReady is called when every thread of the storm is set up, before its first socket. The
-// errors are ErrByHand and those of reaching the parent; of all others the parent is told.
+// errors are ErrByHand and those of reaching a parent that is there; of all others it is told.
 func Serve(ctx context.Context, onReady func() error) error {
 	up, begun, err := inherit()
 	if err != nil {
@@ -68,7 +68,10 @@ func Serve(ctx context.Context, onReady func() error) error {
 			c.await(ctx)
 		}
 	}
-	return up.sendJSON(kindResult, storm(ctx, plan))
+	if err := up.sendJSON(kindResult, storm(ctx, plan)); !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+		return err
+	}
+	return nil // the parent is gone, and nobody is left to tell
 }
 
 // storm runs the plan, with a processor of Go's scheduler for each thread.
