@@ -1,6 +1,8 @@
 package report
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,5 +37,16 @@ func TestMostOpen(t *testing.T) {
 	}
 	if want := [4]int{3, 2, 1, 0}; got != want || s.Totals.MostOpen != 3 {
 		t.Errorf("%v were open at once, and %d in all, want %v and 3", got, s.Totals.MostOpen, want)
+	}
+}
+
+// TestLoopWithoutConnection: where no connection was made there is no time that one took.
+func TestLoopWithoutConnection(t *testing.T) {
+	var out strings.Builder
+	if err := NewText(&out, false).Loop(Loop{Loop: 1, Attempts: 5, Failed: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Fields(out.String()), []string{"1", "0", "5", "0.00", "-", "-", "-", "-"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -130,8 +130,12 @@ func (t *Text) Loop(l Loop) error {
 	if l.Failed > 0 {
 		failed = t.red(failed)
 	}
+	median, p99 := "-", "-"
+	if l.ConnectUS != (Quantiles{}) { // else none was connected
+		median, p99 = millis(l.ConnectUS.P50), millis(l.ConnectUS.P99)
+	}
 	t.line("%4d %9d %s %9.2f %12s %12s %10s %9s", l.Loop, l.Finished, failed, l.Seconds,
-		millis(l.ConnectUS.P50), millis(l.ConnectUS.P99), orUnseen(l.TimeWaitNow), orUnseen(l.PortsInUse))
+		median, p99, orUnseen(l.TimeWaitNow), orUnseen(l.PortsInUse))
 	return t.flush()
 }
 
