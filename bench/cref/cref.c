@@ -115,6 +115,25 @@ static void end(struct shard *s, int fd, int error)
 	}
 }
 
+/* Receives what is left, at either end. False: not all of it is there yet. An end of the stream
+   that comes early is EPROTO. */
+static bool received(struct conn *c, int fd, int *error)
+{
+	*error = 0;
+	while (c->got < bytes) {
+		ssize_t n = recv(fd, scratch, bytes - c->got, 0);
+
+		if (n < 0 && errno == EAGAIN)
+			return false;
+		if (n <= 0) {
+			*error = n < 0 ? errno : EPROTO;
+			return true;
+		}
+		c->got += n;
+	}
+	return true;
+}
+
 /* Sends what is left of the request; the kernel says EAGAIN until it is connected. */
 static bool send_some(struct shard *s, int fd)
 {
@@ -134,20 +153,10 @@ static bool send_some(struct shard *s, int fd)
 
 static void receive(struct shard *s, int fd)
 {
-	struct conn *c = &s->conns[fd];
+	int error;
 
-	while (c->got < bytes) {
-		ssize_t n = recv(fd, scratch, bytes - c->got, 0);
-
-		if (n < 0 && errno == EAGAIN)
-			return;
-		if (n <= 0) {
-			end(s, fd, n < 0 ? errno : EPROTO);
-			return;
-		}
-		c->got += n;
-	}
-	end(s, fd, 0);
+	if (received(&s->conns[fd], fd, &error))
+		end(s, fd, error);
 }
 
 static void open_one(struct shard *s)
@@ -195,17 +204,13 @@ static void server_end(struct shard *s, int fd)
 static void serve(struct shard *s, int fd, uint32_t events)
 {
 	struct conn *c = &s->conns[fd];
+	int error;
 
-	while (c->got < bytes) {
-		ssize_t n = recv(fd, scratch, bytes - c->got, 0);
-
-		if (n < 0 && errno == EAGAIN)
-			return;
-		if (n <= 0) {
-			server_end(s, fd);
-			return;
-		}
-		c->got += n;
+	if (!received(c, fd, &error))
+		return;
+	if (error) {
+		server_end(s, fd);
+		return;
 	}
 	while (c->sent < bytes) {
 		ssize_t n = send(fd, request + c->sent, bytes - c->sent, MSG_NOSIGNAL);
