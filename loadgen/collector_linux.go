@@ -1,7 +1,5 @@
 package loadgen
 
-import "time"
-
 // batchSize is the number of attempts that a shard hands over at once.
 const batchSize = 512
 
@@ -21,12 +19,7 @@ type collector struct {
 	// a shard never waits here, but only for a free batch, where it counts it.
 	full chan batch
 	// loopDone has room for the one loop that can be under way.
-	loopDone chan loopDone
-}
-
-type loopDone struct {
-	LoopResult
-	cancelled bool // an attempt of it was
+	loopDone chan LoopCount
 }
 
 // batchesPerShard is chosen so that a few shards can run ahead of a slow
@@ -38,33 +31,17 @@ func newCollector(p *Plan, shards int) *collector {
 		onAttempts: p.OnAttempts,
 		shards:     shards,
 		full:       make(chan batch, shards*(batchesPerShard(shards)+1)),
-		loopDone:   make(chan loopDone, 1),
+		loopDone:   make(chan LoopCount, 1),
 	}
 }
 
 func (c *collector) run() {
 	var (
-		loop        loopDone
-		first, last int64
-		ended       int
+		loop  LoopCount
+		ended int
 	)
 	for b := range c.full {
-		for i := range b.attempts {
-			a := &b.attempts[i]
-			if loop.Attempts == 0 || a.Started < first {
-				first = a.Started
-			}
-			last = max(last, a.Closed)
-			loop.Attempts++
-			if a.Failed() {
-				loop.Failed++
-			} else {
-				loop.Finished++
-			}
-			if a.Flags&Cancelled != 0 {
-				loop.cancelled = true
-			}
-		}
+		loop.Add(b.attempts)
 		if len(b.attempts) != 0 && c.onAttempts != nil {
 			c.onAttempts(b.attempts)
 		}
@@ -76,11 +53,8 @@ func (c *collector) run() {
 		}
 		if ended++; ended == c.shards {
 			loop.Loop = b.loopEnd
-			if loop.Attempts != 0 {
-				loop.Duration = time.Duration(last - first)
-			}
 			c.loopDone <- loop
-			loop, first, last, ended = loopDone{}, 0, 0, 0
+			loop, ended = LoopCount{}, 0
 		}
 	}
 }

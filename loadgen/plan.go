@@ -159,6 +159,32 @@ type LoopResult struct {
 	Duration time.Duration // from the first socket() to the last close()
 }
 
+// LoopCount adds up the attempts of a loop, whose number its user sets.
+type LoopCount struct {
+	LoopResult
+	first, last int64 // CLOCK_MONOTONIC ns
+	cancelled   bool  // an attempt was
+}
+
+// Add takes attempts, in any order.
+func (c *LoopCount) Add(attempts []Attempt) {
+	for i := range attempts {
+		a := &attempts[i]
+		if c.Attempts == 0 || a.Started < c.first {
+			c.first = a.Started
+		}
+		c.last = max(c.last, a.Closed)
+		c.Attempts++
+		if a.Failed() {
+			c.Failed++
+		} else {
+			c.Finished++
+		}
+		c.cancelled = c.cancelled || a.Flags&Cancelled != 0
+	}
+	c.Duration = time.Duration(c.last - c.first)
+}
+
 // Result is what a storm came to.
 type Result struct {
 	Loops []LoopResult

@@ -189,7 +189,7 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 			sh.start <- begin
 		}
 		r.wakeHost()
-		var done loopDone
+		var done LoopCount
 		select {
 		case done = <-r.collector.loopDone:
 		case <-ctx.Done():
@@ -208,7 +208,7 @@ func (r *stormRun) loops(ctx context.Context) (result Result) {
 
 // cancelLoop has every shard end what is under way, and returns what the loop came to, and
 // whether it was cut short: if not an attempt, then the wait for one to be closed.
-func (r *stormRun) cancelLoop() (done loopDone, cut bool) {
+func (r *stormRun) cancelLoop() (done LoopCount, cut bool) {
 	select {
 	case done := <-r.collector.loopDone:
 		return done, false

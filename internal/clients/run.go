@@ -22,10 +22,8 @@ type groupRun struct {
 	stopped bool  // all were told to stop
 	errs    error // what went wrong beyond connections
 
-	mu    sync.Mutex // of what follows, and of calls of Plan.OnAttempts
-	loop  loadgen.LoopResult
-	first int64 // CLOCK_MONOTONIC ns of the loop's first socket() …
-	last  int64 // … and last close()
+	mu   sync.Mutex // of what follows, and of calls of Plan.OnAttempts
+	loop loadgen.LoopCount
 }
 
 // news is what a client has come to, apart from its attempts.
@@ -149,7 +147,8 @@ func (r *groupRun) hear(ctx context.Context) news {
 func (r *groupRun) loops(ctx context.Context) (result loadgen.Result) {
 	for loop := 1; loop <= r.plan.Loops && len(r.alive) > 0 && ctx.Err() == nil; loop++ {
 		r.mu.Lock()
-		r.loop, r.first, r.last = loadgen.LoopResult{Loop: loop}, 0, 0
+		r.loop = loadgen.LoopCount{}
+		r.loop.Loop = loop
 		r.mu.Unlock()
 		r.plan.Progress.NextLoop(loop)
 		for p := range r.alive {
@@ -157,8 +156,7 @@ func (r *groupRun) loops(ctx context.Context) (result loadgen.Result) {
 		}
 		ended := r.await(ctx, kindLoopEnd)
 		r.mu.Lock()
-		done := r.loop
-		done.Duration = time.Duration(r.last - r.first)
+		done := r.loop.LoopResult
 		r.mu.Unlock()
 		if !ended && done.Attempts == 0 {
 			break // none got that far
@@ -252,19 +250,9 @@ func (r *groupRun) deliver(p *process, attempts []loadgen.Attempt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range attempts {
-		a := &attempts[i]
-		a.SetClient(p.number)
-		if r.loop.Attempts == 0 || a.Started < r.first {
-			r.first = a.Started
-		}
-		r.last = max(r.last, a.Closed)
-		r.loop.Attempts++
-		if a.Failed() {
-			r.loop.Failed++
-		} else {
-			r.loop.Finished++
-		}
+		attempts[i].SetClient(p.number)
 	}
+	r.loop.Add(attempts)
 	if r.plan.OnAttempts != nil {
 		r.plan.OnAttempts(attempts)
 	}
