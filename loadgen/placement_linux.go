@@ -58,10 +58,7 @@ func Together(p *Plan, s *ServerPlan) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	open := p.Connections
-	if p.Concurrency != 0 {
-		open = min(open, p.Concurrency)
-	}
+	open := p.AtOnce()
 	n := min(len(cpus), open, maxTogether)
 	// At worst all are accepted by one thread: where the network hands segments to
 	// another processor.

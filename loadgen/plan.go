@@ -23,22 +23,10 @@ const (
 
 var closerNames = [...]string{"client", "server", "both"}
 
-func (c Closer) String() string {
-	if int(c) < len(closerNames) {
-		return closerNames[c]
-	}
-	return fmt.Sprintf("closer-%d", uint8(c))
-}
+func (c Closer) String() string { return nameOf(closerNames[:], c, "closer") }
 
 // ParseCloser reads client, server or both.
-func ParseCloser(name string) (Closer, error) {
-	for c, n := range closerNames {
-		if n == name {
-			return Closer(c), nil
-		}
-	}
-	return 0, fmt.Errorf("%q is none of client, server, both", name)
-}
+func ParseCloser(name string) (Closer, error) { return parseName[Closer](closerNames[:], name) }
 
 // Record says what of an Attempt is recorded beside its times, its phase and its error.
 type Record uint8
@@ -200,6 +188,14 @@ type Result struct {
 // 100 bytes each way, the client closes first.
 func NewPlan(target netip.AddrPort) Plan {
 	return Plan{Target: target, Loops: 10, Connections: 10000, Bytes: 100, Linger: NoLinger}
+}
+
+// AtOnce is how many connections of a loop may be open at once.
+func (p *Plan) AtOnce() int {
+	if p.Concurrency == 0 {
+		return p.Connections
+	}
+	return min(p.Concurrency, p.Connections)
 }
 
 // Validate reports every problem of the plan at once.

@@ -31,21 +31,11 @@ const (
 
 var modeNames = [...]string{"echo", "rst", "never-read", "never-accept"}
 
-func (m ServerMode) String() string {
-	if int(m) < len(modeNames) {
-		return modeNames[m]
-	}
-	return fmt.Sprintf("server-mode-%d", uint8(m))
-}
+func (m ServerMode) String() string { return nameOf(modeNames[:], m, "server-mode") }
 
 // ParseServerMode reads echo, rst, never-read or never-accept.
 func ParseServerMode(name string) (ServerMode, error) {
-	for m, n := range modeNames {
-		if n == name {
-			return ServerMode(m), nil
-		}
-	}
-	return 0, fmt.Errorf("%q is none of echo, rst, never-read, never-accept", name)
+	return parseName[ServerMode](modeNames[:], name)
 }
 
 // ServerPlan describes the other end of a storm. It writes First bytes to each

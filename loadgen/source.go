@@ -28,22 +28,10 @@ const (
 
 var bindingNames = [...]string{"none", "addr", "port"}
 
-func (b Binding) String() string {
-	if int(b) < len(bindingNames) {
-		return bindingNames[b]
-	}
-	return fmt.Sprintf("binding-%d", uint8(b))
-}
+func (b Binding) String() string { return nameOf(bindingNames[:], b, "binding") }
 
 // ParseBinding reads none, addr or port.
-func ParseBinding(name string) (Binding, error) {
-	for b, n := range bindingNames {
-		if n == name {
-			return Binding(b), nil
-		}
-	}
-	return 0, fmt.Errorf("%q is none of none, addr, port", name)
-}
+func ParseBinding(name string) (Binding, error) { return parseName[Binding](bindingNames[:], name) }
 
 // PortRange is a range of ports, both ends included. The zero value is none.
 type PortRange struct{ Low, High uint16 }

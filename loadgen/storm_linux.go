@@ -26,9 +26,7 @@ func NewStorm(p Plan) (*Storm, error) {
 	if err := p.CheckKernel(); err != nil {
 		return nil, err
 	}
-	if p.Concurrency == 0 || p.Concurrency > p.Connections {
-		p.Concurrency = p.Connections
-	}
+	p.Concurrency = p.AtOnce()
 	if p.Timeout == 0 {
 		p.Timeout = DefaultTimeout
 	}

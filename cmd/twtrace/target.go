@@ -118,10 +118,6 @@ func (a *app) announce(opts *run.Options) {
 		return
 	}
 	p := &opts.Plan
-	atOnce := p.Connections
-	if p.Concurrency != 0 {
-		atOnce = min(atOnce, p.Concurrency)
-	}
 	rate := "no limit (set one with --max-rate)"
 	switch {
 	case p.MaxRate != 0:
@@ -134,5 +130,5 @@ func (a *app) announce(opts *run.Options) {
 		lasts = p.MaxDuration.Round(time.Millisecond).String()
 	}
 	a.log.Info("loading a host that is not loopback", "address", to, "connections", int64(p.Loops)*int64(p.Connections),
-		"at_once", atOnce, "a_second", rate, "for", lasts)
+		"at_once", p.AtOnce(), "a_second", rate, "for", lasts)
 }

@@ -57,7 +57,7 @@ func (r *session) onlyClient() {
 	c.Attempts, c.Finished, c.Failed = s.Totals.Attempts, s.Totals.Finished, s.Totals.Failed
 	maps.Copy(c.Errors, s.Totals.Errors)
 	c.Ended = clients.Done
-	if r.canceled {
+	if r.result.Canceled {
 		c.Ended = clients.Interrupted
 	}
 }

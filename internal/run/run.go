@@ -113,9 +113,7 @@ type session struct {
 
 	together bool           // the server's threads are the storm's too
 	sources  []netip.Addr   // that the storm binds; none: the kernel chooses
-	canceled bool           // the storm was, before it was done
-	skips    uint64         // ports that bind() refused
-	heldBack uint64         // attempts, by Plan.MaxRate
+	result   loadgen.Result // of the storm, once it is over
 	reasons  map[uint32]int // of RSTs sent; touched by the pump alone until it ends
 	pumpDone chan error
 	lines    chan report.Loop
@@ -148,11 +146,10 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 	if err != nil {
 		return nil, err
 	}
-	result, err := r.storm(ctx)
-	if err != nil {
+	if err := r.storm(ctx); err != nil {
 		return nil, err
 	}
-	r.noteEnd(result)
+	r.noteEnd()
 	if opts.Watch > 0 && r.summary.StoppedBy != report.StoppedByUser {
 		r.live.enter(progress.Watching, time.Now().Add(opts.Watch))
 		select {
@@ -253,11 +250,7 @@ func (r *session) startServer() error {
 	plan.Close = r.opts.Plan.Close
 	plan.Linger = r.opts.Plan.Linger
 	plan.Backlog = r.opts.Backlog
-	plan.Concurrency = r.opts.Plan.Concurrency
-	if plan.Concurrency == 0 {
-		plan.Concurrency = r.opts.Plan.Connections
-	}
-	plan.Concurrency *= max(1, r.opts.Clients)
+	plan.Concurrency = r.atOnce()
 	plan.Enter = r.lab.Server().Enter
 	var cpus []int
 	if r.opts.Clients <= 1 {
@@ -291,6 +284,9 @@ func (r *session) startServer() error {
 	}
 }
 
+// atOnce is how many connections may be open at once, of all clients.
+func (r *session) atOnce() int { return r.opts.Plan.AtOnce() * max(1, r.opts.Clients) }
+
 func (r *session) startTrace() error {
 	var scope []tracer.NetNS
 	for _, s := range r.sides {
@@ -320,13 +316,8 @@ func (r *session) ringSize() (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("count the CPUs: %w", err)
 	}
-	open := r.opts.Plan.Connections
-	if c := r.opts.Plan.Concurrency; c != 0 {
-		open = min(open, c)
-	}
-	open *= max(1, r.opts.Clients)
 	size := tracer.DefaultRingSize(cpus)
-	for times := 1; times < most && open > times*usual; times *= 2 {
+	for times := 1; times < most && r.atOnce() > times*usual; times *= 2 {
 		size *= 2
 	}
 	return size, nil
@@ -469,7 +460,7 @@ func (r *session) startLines() (stop func()) {
 }
 
 // storm runs the storm, and the pump that feeds the trace's events to the joiner.
-func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
+func (r *session) storm(ctx context.Context) error {
 	plan := r.opts.Plan
 	plan.Target = r.target
 	plan.Enter = r.lab.Client().Enter
@@ -515,25 +506,24 @@ func (r *session) storm(ctx context.Context) (loadgen.Result, error) {
 	}
 	run, threads, err := r.runner(plan)
 	if err != nil {
-		return loadgen.Result{}, err
+		return err
 	}
 	defer makeRoom(threads, r.server)()
 	if r.trace != nil {
 		r.pumpDone = make(chan error, 1) // one result, which may come before anyone waits
 		go func() { r.pumpDone <- r.pump() }()
 	}
-	result, err := run(ctx)
-	r.skips, r.heldBack, r.canceled = result.PortSkips, result.HeldBack, result.Canceled
-	return result, err
+	r.result, err = run(ctx)
+	return err
 }
 
 // noteEnd notes whether the storm was stopped, and why.
-func (r *session) noteEnd(result loadgen.Result) {
-	r.summary.Interrupted = result.Canceled
+func (r *session) noteEnd() {
+	r.summary.Interrupted = r.result.Canceled
 	switch {
-	case result.TimeIsUp:
+	case r.result.TimeIsUp:
 		r.summary.StoppedBy = report.StoppedByMaxDuration
-	case result.Canceled:
+	case r.result.Canceled:
 		r.summary.StoppedBy = report.StoppedByUser
 	}
 }

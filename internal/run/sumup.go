@@ -139,7 +139,7 @@ func (r *session) sumUp(k readings) error {
 	if r.clients == nil {
 		r.onlyClient()
 	}
-	s.Totals.PortsSkipped, s.Totals.HeldBack = int(r.skips), int(r.heldBack)
+	s.Totals.PortsSkipped, s.Totals.HeldBack = int(r.result.PortSkips), int(r.result.HeldBack)
 	report.Explain(s)
 	for name, w := range r.opts.Latency {
 		if err := r.builder.WriteLatency(name, w); err != nil {
