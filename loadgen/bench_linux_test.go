@@ -10,7 +10,7 @@ import (
 
 // BenchmarkStorm opens b.N connections over loopback, up to 1,000 at once, from
 // client threads to as many server threads of the same process, or from threads that are both
-// ends; and with more or less recorded. They are closed by RST, so that the
+// ends; with more or less recorded, and with ports of the storm's own. They are closed by RST, so that the
 // host's ports do not run out.
 func BenchmarkStorm(b *testing.B) {
 	for _, c := range []struct {
@@ -18,14 +18,16 @@ func BenchmarkStorm(b *testing.B) {
 		threads int
 		host    bool
 		record  loadgen.Record
+		bind    loadgen.Binding
 	}{
-		{"threads=1+1/record=all", 1, false, loadgen.RecordAll},
-		{"threads=1+1/record=cookie", 1, false, loadgen.RecordCookie},
-		{"threads=1+1/record=times", 1, false, loadgen.RecordTimes},
-		{"threads=2+2/record=all", 2, false, loadgen.RecordAll},
-		{"together/record=all", 0, true, loadgen.RecordAll},
-		{"together/record=cookie", 0, true, loadgen.RecordCookie},
-		{"together/record=times", 0, true, loadgen.RecordTimes},
+		{"threads=1+1/record=all", 1, false, loadgen.RecordAll, loadgen.BindNone},
+		{"threads=1+1/record=cookie", 1, false, loadgen.RecordCookie, loadgen.BindNone},
+		{"threads=1+1/record=times", 1, false, loadgen.RecordTimes, loadgen.BindNone},
+		{"threads=2+2/record=all", 2, false, loadgen.RecordAll, loadgen.BindNone},
+		{"threads=1+1/record=all/bind=port", 1, false, loadgen.RecordAll, loadgen.BindPort},
+		{"together/record=all", 0, true, loadgen.RecordAll, loadgen.BindNone},
+		{"together/record=cookie", 0, true, loadgen.RecordCookie, loadgen.BindNone},
+		{"together/record=times", 0, true, loadgen.RecordTimes, loadgen.BindNone},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			server := loadgen.NewServerPlan(localhosts["ipv4"])
@@ -41,6 +43,9 @@ func BenchmarkStorm(b *testing.B) {
 			plan := loadgen.NewPlan(s.Addr())
 			plan.Loops, plan.Connections, plan.Concurrency, plan.Shards, plan.Linger = 1, b.N, 1000, c.threads, 0
 			plan.Record = c.record
+			if plan.Bind = c.bind; c.bind != loadgen.BindNone {
+				plan.Sources = []netip.Addr{s.Addr().Addr()}
+			}
 			if c.host {
 				plan.Host = s
 			}
@@ -61,24 +66,6 @@ func BenchmarkStorm(b *testing.B) {
 			}
 		})
 	}
-}
-
-// BenchmarkBindPort is BenchmarkStorm's one shard with ports of the storm's own.
-func BenchmarkBindPort(b *testing.B) {
-	s := startServer(b, loadgen.NewServerPlan(localhosts["ipv4"]))
-	plan := loadgen.NewPlan(s.Addr())
-	plan.Loops, plan.Connections, plan.Concurrency, plan.Linger = 1, b.N, 1000, 0
-	plan.Bind, plan.Sources = loadgen.BindPort, []netip.Addr{s.Addr().Addr()}
-	storm, err := loadgen.NewStorm(plan)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	b.ResetTimer()
-	if _, err := storm.Run(b.Context()); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "conn/s")
 }
 
 // TestAllocations bounds what an attempt costs the garbage collector by the

@@ -124,6 +124,16 @@ func (s *serverShard) setUp() error {
 	if err := s.listen(); err != nil {
 		return err
 	}
+	if err := s.setUpTable(); err != nil {
+		_ = sysClose(s.listener)
+		return err
+	}
+	return nil
+}
+
+// setUpTable leaves what is the process's, but for the network namespace of guests, and
+// makes what the descriptors up to the limit need.
+func (s *serverShard) setUpTable() error {
 	if s.plan.EnterGuests != nil {
 		if err := s.plan.EnterGuests(); err != nil {
 			return err
@@ -133,15 +143,6 @@ func (s *serverShard) setUp() error {
 	if err != nil {
 		return err
 	}
-	if err := s.setUpTable(highest); err != nil {
-		_ = sysClose(s.listener)
-		return err
-	}
-	return nil
-}
-
-// setUpTable makes what the descriptors up to the limit need.
-func (s *serverShard) setUpTable(highest int) error {
 	limit, err := fdLimit()
 	if err != nil {
 		return err

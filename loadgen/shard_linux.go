@@ -329,14 +329,17 @@ func (s *shard) untilNext() int {
 	if len(s.out.current) != 0 {
 		earlier(s.out.oldest + int64(flushAfter))
 	}
-	if s.host != nil {
-		earlier(clock.Mono() + int64(time.Duration(s.host.longestWait())*time.Millisecond))
+	ms := -1
+	if due >= 0 {
+		ms = int(min(max((due-clock.Mono()+999_999)/1_000_000, 0), 1<<30))
 	}
-	if due < 0 {
-		return -1
+	if s.host == nil {
+		return ms
 	}
-	ms := (due - clock.Mono() + 999_999) / 1_000_000
-	return int(min(max(ms, 0), 1<<30))
+	if host := s.host.longestWait(); ms < 0 || host < ms {
+		return host
+	}
+	return ms
 }
 
 // tick does what is due.

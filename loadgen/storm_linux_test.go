@@ -689,17 +689,19 @@ func TestServerFileLimit(t *testing.T) {
 func TestEnter(t *testing.T) {
 	want := errors.New("no such namespace")
 	fail := func() error { return want }
-	server := loadgen.NewServerPlan(localhosts["ipv4"])
-	server.Enter = fail
-	s, err := loadgen.NewServer(server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Start(); !errors.Is(err, want) {
-		t.Errorf("Start: %v", err)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
+	enters, entersGuests := loadgen.NewServerPlan(localhosts["ipv4"]), loadgen.NewServerPlan(localhosts["ipv4"])
+	enters.Enter, entersGuests.EnterGuests = fail, fail
+	for _, server := range []loadgen.ServerPlan{enters, entersGuests} {
+		s, err := loadgen.NewServer(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start(); !errors.Is(err, want) {
+			t.Errorf("Start: %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 
 	plan := loadgen.NewPlan(netip.MustParseAddrPort("127.0.0.1:1"))

@@ -2,7 +2,6 @@ package loadgen_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -89,23 +88,6 @@ func TestHostCancel(t *testing.T) {
 	}
 	if stats := closed(t, s); stats.Closed != 100 {
 		t.Errorf("server: %+v, want 100 closed", stats)
-	}
-}
-
-// TestEnterGuests: what it returns is why the server did not start.
-func TestEnterGuests(t *testing.T) {
-	want := errors.New("no such namespace")
-	server := loadgen.NewServerPlan(localhosts["ipv4"])
-	server.EnterGuests = func() error { return want }
-	s, err := loadgen.NewServer(server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Start(); !errors.Is(err, want) {
-		t.Errorf("Start: %v", err)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
 	}
 }
 

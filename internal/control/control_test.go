@@ -119,16 +119,19 @@ func isTimeout(err error) bool {
 // others get their answer, and Close waits for none of them.
 func TestHostilePeers(t *testing.T) {
 	s := listen(t, Counts{Port: 7, Accepted: 1})
-	for range maxPeers {
+	stay := func() {
 		c, err := net.Dial("tcp4", s.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		t.Cleanup(func() { c.Close() })
 		// It is in its place once it has been answered.
 		if n, err := c.Read(make([]byte, maxLine)); n == 0 {
 			t.Fatal(err)
 		}
+	}
+	for range maxPeers {
+		stay()
 	}
 	deadline := time.Now().Add(20 * time.Second)
 	for {
@@ -138,14 +141,7 @@ func TestHostilePeers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c, err := net.Dial("tcp4", s.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if n, err := c.Read(make([]byte, maxLine)); n == 0 {
-		t.Fatal(err)
-	}
+	stay()
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
