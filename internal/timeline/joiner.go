@@ -194,6 +194,7 @@ func (j *Joiner) pass(now int64) {
 		}
 	}
 	j.now = now
+	j.giveUpSearches()
 
 	for j.waited < len(j.waiting) && now-j.waiting[j.waited].closed > attemptDelay {
 		w := j.waiting[j.waited]
@@ -417,12 +418,12 @@ func (j *Joiner) state(ev *tcp.Event) {
 	var c *conn
 	if ev.Old == tcp.Close && ev.New == tcp.SynSent {
 		c = j.conn(ev.Cookie)
-		// The port is taken within this call of connect(), or the call fails.
-		c.path = path{ev.Tuple.Local.Addr(), ev.Tuple.Peer}
-		c.closed = false
 		if c.search.under { // its end was lost
 			j.endSearch(c, false)
 		}
+		// The port is taken within this call of connect(), or the call fails.
+		c.path = path{ev.Tuple.Local.Addr(), ev.Tuple.Peer}
+		c.closed = false
 		if ev.Tuple.Local.Port() == 0 && len(j.searching) < maxSearching {
 			j.beginSearch(c)
 		} else {

@@ -774,6 +774,43 @@ func TestSearchesOverlap(t *testing.T) {
 	}
 }
 
+// TestSearchLost: a search whose end is not among the events holds up nobody for ever, whether its
+// attempt tells that it is over or only its age does.
+func TestSearchLost(t *testing.T) {
+	for name, tt := range map[string]struct {
+		attempt bool
+		after   int64
+	}{"its attempt tells": {true, attemptDelay + 1}, "it is old": {false, searchLimit + 1}} {
+		t.Run(name, func(t *testing.T) {
+			var s stream
+			s.state(2, 0, tcp.Close, tcp.SynSent, 0, 0)
+			s.exhausted(3)
+			j, r := newJoiner()
+			j.Attempts([]tcp.Attempt{failed(3, tcp.EADDRNOTAVAIL)})
+			j.Events(s.events)
+			if len(r.timelines) != 0 {
+				t.Fatal("reported before it is known what the other found")
+			}
+			if tt.attempt {
+				a := done(2)
+				a.Connected, a.Closed = s.now, s.now
+				j.Attempts([]tcp.Attempt{a})
+			}
+			j.Advance(s.now + tt.after)
+			want := Ports{}
+			if tt.attempt {
+				want.Open = 1
+			}
+			if tl := r.only(t); tl.AtConnect != want {
+				t.Errorf("the ports stood at %+v, want %+v", tl.AtConnect, want)
+			}
+			if len(j.searching) != 0 {
+				t.Errorf("%d still look for a port", len(j.searching))
+			}
+		})
+	}
+}
+
 // newStorm makes connections that overlap, of every kind, within less than
 // attemptDelay, so that their attempts may come at any time.
 func newStorm(rng *rand.Rand, n int) *storm {

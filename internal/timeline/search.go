@@ -16,6 +16,7 @@ const maxSearching = 64
 // others find meanwhile it sees taken.
 type search struct {
 	under   bool    // way
+	begun   int64   // CLOCK_MONOTONIC ns
 	waiting []*conn // failed meanwhile, and want to know whether this one had a port by then
 	unknown int     // of those that this one waits for
 }
@@ -23,7 +24,7 @@ type search struct {
 // beginSearch is called as connect() begins to look for a port.
 func (j *Joiner) beginSearch(c *conn) {
 	c.AtConnect = j.ports[c.path]
-	c.search = search{under: true, waiting: c.search.waiting[:0]}
+	c.search = search{under: true, begun: j.now, waiting: c.search.waiting[:0]}
 	j.searching = append(j.searching, c)
 }
 
@@ -54,6 +55,21 @@ func (j *Joiner) endSearch(c *conn, found bool) {
 		j.complete(other.cookie, other)
 	}
 	c.search.waiting = c.search.waiting[:0]
+}
+
+// searchLimit is longer than a handshake may take (127 s with tcp_syn_retries = 6).
+const searchLimit = int64(3 * 60e9)
+
+// giveUpSearches ends those whose end was lost: else those who wait for them did for ever.
+func (j *Joiner) giveUpSearches() {
+	for len(j.searching) > 0 {
+		c := j.searching[0] // the oldest
+		told := c.hasAttempt && j.now-c.Attempt.Closed > attemptDelay
+		if !told && j.now-c.search.begun <= searchLimit {
+			return
+		}
+		j.endSearch(c, c.Attempt.Connected != 0)
+	}
 }
 
 // reuse is called when a connect() takes the port of a TIME_WAIT: those that looked for
