@@ -40,9 +40,7 @@ type runFlags struct {
 	sources  int
 	clients  int
 	backlog  int
-	server   *choice
-	delay    time.Duration
-	every    int
+	server   *serverFlags
 	control  string
 	watch    time.Duration
 	duration time.Duration
@@ -94,7 +92,7 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 		close:  newChoice("client", "client", "server", "both"),
 		bind:   newChoice("none", "none", "addr", "port"),
 		net:    newChoice("pair", "pair", "loopback", "host"),
-		server: newServerChoice(),
+		server: newServerFlags(),
 		output: newChoice("text", "text", "json"),
 		color:  newChoice("auto", "auto", "always", "never"),
 		follow: newProgressChoice(),
@@ -141,10 +139,7 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 	fl.DurationVar(&f.plan.Timeout, "timeout", 0, "give an attempt up after this time (default: three minutes)")
 	fl.IntVar(&f.plan.Shards, "shards", 0, "threads of the client, and of the server; 0: one a processor, each with both ends of its connections, where that changes nothing but the speed")
 	fl.IntVar(&f.backlog, "backlog", loadgen.DefaultBacklog, "the server's listen backlog")
-	fl.Var(f.server, "server", serverHelp)
-	fl.IntVar(&f.plan.ServerFirst, "server-first", 0, "bytes that the server sends as soon as it has accepted, before the reply")
-	fl.DurationVar(&f.delay, "accept-delay", 0, "a slow acceptor: accept nothing for this time after every --accept-every accepts")
-	fl.IntVar(&f.every, "accept-every", 1, "accepts between two delays of --accept-delay")
+	f.server.add(fl)
 	fl.Var(f.net, "net", "two fresh namespaces joined by veth, one with its loopback, or this host's own")
 	fl.BoolVarP(&f.ipv6, "ipv6", "6", false, "IPv6")
 	fl.StringVar(&f.target, "target", "", "a server started elsewhere (twtrace serve) at `HOST:PORT`; implies --net host, and for a public address --max-rate 1000")
@@ -254,21 +249,8 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		}
 		opts.Plan.Linger = time.Duration(seconds) * time.Second
 	}
-	if f.given("rate") {
-		if opts.Plan.Rate, opts.Plan.RateTo, err = parseRate(f.rate); err != nil {
-			return opts, usagef("--rate %s: %w", f.rate, err)
-		}
-	}
-	if f.given("duration") {
-		if err := f.lasting(&opts.Plan); err != nil {
-			return opts, err
-		}
-	}
-	if f.clients < 1 || f.clients > clients.Max {
-		return opts, usagef("--clients must be from 1 to %d, not %d", clients.Max, f.clients)
-	}
-	if fastest := max(opts.Plan.Rate, opts.Plan.RateTo) * float64(f.clients); f.clients > 1 && opts.Plan.MaxRate > 0 && fastest > opts.Plan.MaxRate {
-		return opts, usagef("--max-rate %g is below the %g connections a second that --rate asks for, of all clients together", opts.Plan.MaxRate, fastest)
+	if err := f.howFast(&opts.Plan); err != nil {
+		return opts, err
 	}
 	if f.backlog < 1 || f.watch < 0 || f.warmup < 0 {
 		return opts, usagef("--backlog must be at least 1 and --linger-watch and --warmup not negative")
@@ -307,6 +289,27 @@ func (f *runFlags) options(ctx context.Context) (run.Options, error) {
 		return opts, usageError{err}
 	}
 	return opts, nil
+}
+
+// howFast reads the flags about how fast connections begin, of how many processes.
+func (f *runFlags) howFast(p *loadgen.Plan) (err error) {
+	if f.given("rate") {
+		if p.Rate, p.RateTo, err = parseRate(f.rate); err != nil {
+			return usagef("--rate %s: %w", f.rate, err)
+		}
+	}
+	if f.given("duration") {
+		if err := f.lasting(p); err != nil {
+			return err
+		}
+	}
+	if f.clients < 1 || f.clients > clients.Max {
+		return usagef("--clients must be from 1 to %d, not %d", clients.Max, f.clients)
+	}
+	if fastest := max(p.Rate, p.RateTo) * float64(f.clients); f.clients > 1 && p.MaxRate > 0 && fastest > p.MaxRate {
+		return usagef("--max-rate %g is below the %g connections a second that --rate asks for, of all clients together", p.MaxRate, fastest)
+	}
+	return nil
 }
 
 // lasting makes a loop of an open loop as long as --duration says.
@@ -350,23 +353,18 @@ func (f *runFlags) source(opts *run.Options) (err error) {
 
 // serverOptions collects what the server is to do, or where the one elsewhere is asked
 // what it did.
-func (f *runFlags) serverOptions(opts *run.Options) (err error) {
+func (f *runFlags) serverOptions(opts *run.Options) error {
+	opts.Plan.ServerFirst = f.server.first
 	if !opts.Target.IsValid() {
 		if f.given("control") {
 			return usagef("--control is for the server of --target: leave it out")
 		}
-		if opts.Server, err = loadgen.ParseServerMode(f.server.value); err != nil {
-			return usageError{err}
+		server := loadgen.NewServerPlan(netip.AddrPortFrom(netip.IPv4Unspecified(), 0)) // chosen later
+		server.Close = opts.Plan.Close
+		if err := f.server.into(&server); err != nil {
+			return err
 		}
-		opts.AcceptDelay, opts.AcceptEvery = f.delay, f.every
-		if f.every < 1 {
-			return usagef("--accept-every must be at least 1, not %d", f.every)
-		}
-		check := loadgen.NewServerPlan(netip.AddrPortFrom(netip.IPv4Unspecified(), 0)) // chosen later
-		check.Mode, check.Close, check.AcceptDelay = opts.Server, opts.Plan.Close, opts.AcceptDelay
-		if err := check.Validate(); err != nil {
-			return usageError{err}
-		}
+		opts.Server, opts.AcceptDelay, opts.AcceptEvery = server.Mode, server.AcceptDelay, server.AcceptEvery
 		return nil
 	}
 	for _, flag := range []string{"server", "accept-delay", "accept-every"} {

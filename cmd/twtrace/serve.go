@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/twtrace/twtrace/internal/control"
 	"github.com/twtrace/twtrace/internal/privilege"
@@ -21,8 +22,7 @@ func (a *app) serveCommand() *cobra.Command {
 	plan := loadgen.NewServerPlan(netip.AddrPort{})
 	listen := "127.0.0.1:7007"
 	closer := newChoice("client", "client", "server", "both")
-	mode := newServerChoice()
-	plan.AcceptEvery = 1
+	server := newServerFlags()
 	controlPort := ""
 	follow := newProgressChoice()
 	cmd := &cobra.Command{
@@ -41,14 +41,8 @@ func (a *app) serveCommand() *cobra.Command {
 			if plan.Close, err = loadgen.ParseCloser(closer.value); err != nil {
 				return usageError{err}
 			}
-			if plan.Mode, err = loadgen.ParseServerMode(mode.value); err != nil {
-				return usageError{err}
-			}
-			if plan.AcceptEvery < 1 {
-				return usagef("--accept-every must be at least 1, not %d", plan.AcceptEvery)
-			}
-			if err := plan.Validate(); err != nil {
-				return usageError{err}
+			if err := server.into(&plan); err != nil {
+				return err
 			}
 			if _, err := parseControl(controlPort, plan.Listen.Port()); err != nil {
 				return err
@@ -61,20 +55,44 @@ func (a *app) serveCommand() *cobra.Command {
 	fl.IntVar(&plan.Bytes, "bytes", plan.Bytes, "bytes each way")
 	fl.Var(closer, "close", "who closes first")
 	fl.IntVar(&plan.Backlog, "backlog", loadgen.DefaultBacklog, "listen backlog")
-	fl.Var(mode, "server", serverHelp)
-	fl.IntVar(&plan.First, "server-first", 0, "bytes to send as soon as a connection is accepted, before the reply")
-	fl.DurationVar(&plan.AcceptDelay, "accept-delay", 0, "a slow acceptor: accept nothing for this time after every --accept-every accepts")
-	fl.IntVar(&plan.AcceptEvery, "accept-every", 1, "accepts between two delays of --accept-delay")
+	server.add(fl)
 	fl.Var(follow, "progress", progressHelp)
 	fl.StringVar(&controlPort, "control", "", "`PORT` where the counts are told, or none (default: the port after the server's)")
 	return cmd
 }
 
-// serverHelp is the help of --server.
-const serverHelp = "what the server does: echo; rst: echo, and close by RST; never-read: accept, and read nothing; never-accept: listen only"
+// serverFlags are those of run and serve about what the server does.
+type serverFlags struct {
+	mode  *choice
+	first int
+	delay time.Duration
+	every int
+}
 
-func newServerChoice() *choice {
-	return newChoice("echo", "echo", "rst", "never-read", "never-accept")
+func newServerFlags() *serverFlags {
+	return &serverFlags{mode: newChoice("echo", "echo", "rst", "never-read", "never-accept")}
+}
+
+func (s *serverFlags) add(fl *pflag.FlagSet) {
+	fl.Var(s.mode, "server", "what the server does: echo; rst: echo, and close by RST; never-read: accept, and read nothing; never-accept: listen only")
+	fl.IntVar(&s.first, "server-first", 0, "bytes that the server sends as soon as it has accepted, before the reply")
+	fl.DurationVar(&s.delay, "accept-delay", 0, "a slow acceptor: accept nothing for this time after every --accept-every accepts")
+	fl.IntVar(&s.every, "accept-every", 1, "accepts between two delays of --accept-delay")
+}
+
+// into completes a plan, or says everything that is wrong with it.
+func (s *serverFlags) into(p *loadgen.ServerPlan) (err error) {
+	if p.Mode, err = loadgen.ParseServerMode(s.mode.value); err != nil {
+		return usageError{err}
+	}
+	if s.every < 1 {
+		return usagef("--accept-every must be at least 1, not %d", s.every)
+	}
+	p.First, p.AcceptDelay, p.AcceptEvery = s.first, s.delay, s.every
+	if err := p.Validate(); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 // parseControl reads --control: the port, or 0 for none. Without one it is the port
