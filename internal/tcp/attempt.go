@@ -20,6 +20,9 @@ const (
 	numPhases
 )
 
+// NumPhases is one more than the largest Phase.
+const NumPhases = int(numPhases)
+
 var phaseNames = [numPhases]string{"socket", "bind", "connect", "send", "receive", "close", "done"}
 
 func (p Phase) String() string {

@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 )
 
@@ -58,6 +59,9 @@ func (e Errno) String() string {
 	}
 	return fmt.Sprintf("errno %d", uint16(e))
 }
+
+// ErrnoNames returns the names of all that have one.
+func ErrnoNames() map[Errno]string { return maps.Clone(errnoNames) }
 
 // ParseErrno reads an error's name (ECONNRESET, in any case).
 func ParseErrno(name string) (Errno, error) {

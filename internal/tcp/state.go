@@ -31,6 +31,9 @@ const (
 	numStates
 )
 
+// NumStates is one more than the largest State.
+const NumStates = int(numStates)
+
 // stateNames has, per state, bcc's spelling (text output) and OpenTelemetry's
 // (JSON, network.connection.state).
 var stateNames = [numStates]struct{ text, json string }{

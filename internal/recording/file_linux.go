@@ -1,0 +1,61 @@
+package recording
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// reserve is room on the disk for a footer, for when there is no more: a file without a name, which is
+// gone with the process.
+type reserve struct{ f *os.File }
+
+// reserved is how many bytes. A summary is compressed, and mostly a tenth of it.
+const reserved = 256 << 10
+
+// newReserve keeps room beside a file. A file system that can't do so has none.
+func newReserve(name string) reserve {
+	fd, err := unix.Open(filepath.Dir(name), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return reserve{}
+	}
+	f := os.NewFile(uintptr(fd), "reserve")
+	if unix.Fallocate(fd, 0, 0, reserved) != nil {
+		_ = f.Close()
+		return reserve{}
+	}
+	return reserve{f}
+}
+
+// free gives the room back. It may be called again.
+func (r *reserve) free() error {
+	if r.f == nil {
+		return nil
+	}
+	f := r.f
+	r.f = nil
+	return f.Close()
+}
+
+// dataSync writes a file's data to the disk, and of its inode what is needed to read them (fdatasync(2)).
+func dataSync(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var syncErr error
+	err = raw.Control(func(fd uintptr) { syncErr = unix.Fdatasync(int(fd)) })
+	return errors.Join(err, syncErr)
+}
+
+// Now reads three clocks, one after the other.
+func Now() Clock {
+	read := func(id int32) int64 {
+		var ts unix.Timespec
+		_ = unix.ClockGettime(id, &ts) // can't fail for these
+		return ts.Nano()
+	}
+	return Clock{MonoNS: read(unix.CLOCK_MONOTONIC), RealNS: read(unix.CLOCK_REALTIME), BootNS: read(unix.CLOCK_BOOTTIME)}
+}

@@ -1,0 +1,529 @@
+package recording
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/klauspost/compress/s2"
+
+	"github.com/twtrace/twtrace/internal/clock"
+	"github.com/twtrace/twtrace/internal/tcp"
+)
+
+// Options say how a recording is written. The zero value is what a run wants.
+type Options struct {
+	// FlushEvery is how long a record may wait to be written to the file; 0: DefaultFlush.
+	FlushEvery time.Duration
+	// SyncEvery is how often the file is written to the disk; 0: DefaultSync.
+	SyncEvery time.Duration
+	// RotateSize and RotateAge end a file and begin the next once it has so many bytes, or is so old;
+	// 0: never.
+	RotateSize int64
+	RotateAge  time.Duration
+	// Keep is how many files there may be; the oldest are removed; 0: all are kept.
+	Keep int
+	// Create makes a file, or empties it; nil: os.Create.
+	Create func(name string) (*os.File, error)
+	// OnStop, if set, is called once if the recording can't go on, from a goroutine of the Writer:
+	// the disk is full. What is handed over later is counted and dropped.
+	OnStop func(error)
+	// Now returns a moment by three clocks; nil: the kernel's.
+	Now func() Clock
+}
+
+// The defaults of Options.
+const (
+	DefaultFlush = 30 * time.Millisecond
+	DefaultSync  = time.Second
+)
+
+// perSegment is how many records a segment has at most: its chunks are then some tens of kilobytes, and
+// a lookup reads few of them.
+const perSegment = 4096
+
+// buffers bounds what waits to be written, in segments: a quarter of a second of a storm, some 10 MB. If the disk
+// is slower for longer, those who hand over wait, and the trace's ring is where events are lost and counted.
+const buffers = 32
+
+// Writer writes a recording. Its methods may be called from several goroutines.
+type Writer struct {
+	opts   Options
+	layout *layouts
+	name   string // as the caller said; parts of a rotated recording have a number
+
+	mu     sync.Mutex
+	filled [numTables]*buffer
+	closed bool
+
+	queue chan *buffer // has room for all buffers and a mark of rotation
+	free  chan *buffer // has room for all buffers
+	made  int          // of them
+	done  chan struct{}
+
+	lost, skipped atomic.Uint64
+	due, rotating atomic.Bool // a rotation is wanted, is queued
+
+	file file // of the writing goroutine alone, and of Close after its end
+}
+
+// buffer is records of one table on their way to the file.
+type buffer struct {
+	table  Table
+	n      int
+	raw    []byte
+	rotate bool // none: the next file begins here
+}
+
+// file is the part that is being written.
+type file struct {
+	f        *os.File
+	name     string
+	header   Header
+	names    []string // of parts that are there
+	reserve  reserve
+	begun    time.Time
+	offset   int64 // of what is written whole
+	segments uint64
+	records  [numTables]uint64
+	stopped  *Stopped
+	out      []byte
+	data     bytes.Buffer
+	snappy   *s2.Writer
+	syncing  chan error // the result of a sync under way; nil: none is
+	synced   time.Time
+	dirty    bool
+}
+
+// Create begins a recording in a file, which is emptied. The header's Schema, Version, Part, Tables and
+// Enums are filled in; Enums may have others, such as "rst_reason". Errors are of the file system.
+func Create(name string, h Header, opts Options) (*Writer, error) {
+	if opts.FlushEvery == 0 {
+		opts.FlushEvery = DefaultFlush
+	}
+	if opts.SyncEvery == 0 {
+		opts.SyncEvery = DefaultSync
+	}
+	if opts.Create == nil {
+		opts.Create = os.Create
+	}
+	if opts.Now == nil {
+		opts.Now = Now
+	}
+	w := &Writer{
+		opts: opts, layout: own(), name: name,
+		queue: make(chan *buffer, buffers+1), free: make(chan *buffer, buffers),
+		done: make(chan struct{}),
+	}
+	h.Schema, h.Version, h.Tables = Schema, Version, w.layout.describe()
+	all := enums()
+	for name, e := range h.Enums {
+		all[name] = e
+	}
+	h.Enums = all
+	w.file.header = h
+	w.file.snappy = s2.NewWriter(&w.file.data, s2.WriterConcurrency(1), s2.WriterSnappyCompat())
+	if err := w.begin(); err != nil {
+		return nil, err
+	}
+	go w.run()
+	return w, nil
+}
+
+// rotates reports whether the recording has several files.
+func (w *Writer) rotates() bool { return w.opts.RotateSize > 0 || w.opts.RotateAge > 0 }
+
+// Events appends events. It waits while more is to be written than may wait. After Close it does nothing, as
+// Attempts and Sample do.
+func (w *Writer) Events(events []tcp.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return
+	}
+	for i := range events {
+		ev := &events[i]
+		if needsDetail(ev) {
+			w.layout.detail.put(w.room(TableDetails), ev)
+		}
+		w.layout.event.put(w.room(TableEvents), ev)
+		if w.filled[TableEvents].n == perSegment {
+			w.pass(TableDetails) // before the events that they are of
+			w.pass(TableEvents)
+		}
+	}
+}
+
+// Attempts appends attempts.
+func (w *Writer) Attempts(attempts []tcp.Attempt) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return
+	}
+	for i := range attempts {
+		w.layout.attempt.put(w.room(TableAttempts), &attempts[i])
+		if w.filled[TableAttempts].n == perSegment {
+			w.pass(TableAttempts)
+		}
+	}
+}
+
+// Sample appends a sample, whose times may be 0: they are then those of now, and its losses the latest.
+func (w *Writer) Sample(s Sample) {
+	if s.MonoNS == 0 {
+		c := w.opts.Now()
+		s.MonoNS, s.RealNS, s.BootNS = c.MonoNS, c.RealNS, c.BootNS
+	}
+	s.Lost, s.Skipped = w.lost.Load(), w.skipped.Load()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return
+	}
+	w.layout.sample.put(w.room(TableSamples), &s)
+	if w.filled[TableSamples].n == perSegment {
+		w.pass(TableSamples)
+	}
+}
+
+// SetLoss says how many events were lost by now: that the ring had no room for, and that the kernel ran no program
+// for and no twin recorded.
+func (w *Writer) SetLoss(lost, skipped uint64) {
+	w.lost.Store(lost)
+	w.skipped.Store(skipped)
+}
+
+// RotationDue reports whether the next file should begin: the caller says when, with Rotate.
+func (w *Writer) RotationDue() bool { return w.due.Load() }
+
+// Rotate ends the file with what was handed over so far, and begins the next, if one is due.
+func (w *Writer) Rotate() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || !w.due.Load() {
+		return
+	}
+	w.rotating.Store(true)
+	w.due.Store(false)
+	w.passAll()
+	w.queue <- &buffer{rotate: true}
+}
+
+// room returns where the next record of a table goes. The caller holds mu.
+func (w *Writer) room(t Table) []byte {
+	b := w.filled[t]
+	if b == nil {
+		b = w.take()
+		b.table, b.n = t, 0
+		w.filled[t] = b
+	}
+	size := w.layout.size[t]
+	at := b.n * size
+	b.n++
+	if need := at + size; need > cap(b.raw) {
+		b.raw = append(make([]byte, 0, min(4*need, perSegment*size)), b.raw[:at]...)
+	}
+	b.raw = b.raw[:at+size]
+	return b.raw[at:]
+}
+
+// take returns an empty buffer, and waits for one if there are enough. The caller holds mu.
+func (w *Writer) take() *buffer {
+	select {
+	case b := <-w.free:
+		return b
+	default:
+	}
+	if w.made < buffers {
+		w.made++
+		return new(buffer)
+	}
+	return <-w.free
+}
+
+// pass queues what is filled of a table. The caller holds mu.
+func (w *Writer) pass(t Table) {
+	if b := w.filled[t]; b != nil {
+		w.filled[t] = nil
+		w.queue <- b
+	}
+}
+
+func (w *Writer) passAll() {
+	for _, t := range []Table{TableDetails, TableEvents, TableAttempts, TableSamples} {
+		w.pass(t)
+	}
+}
+
+// run writes until Close. It never waits for who hands over: who does may wait for it, with the lock.
+func (w *Writer) run() {
+	defer close(w.done)
+	tick := time.NewTicker(w.opts.FlushEvery)
+	defer tick.Stop()
+	soon := make(<-chan time.Time)
+	for {
+		select {
+		case b, more := <-w.queue:
+			if !more {
+				return
+			}
+			w.write(b)
+		case <-tick.C:
+			soon = w.flush()
+		case <-soon:
+			soon = w.flush()
+		}
+	}
+}
+
+// flush queues what is filled, or says when to try again because somebody is just handing over. The queue
+// has room for all buffers there are.
+func (w *Writer) flush() (again <-chan time.Time) {
+	if !w.mu.TryLock() {
+		return time.After(time.Millisecond)
+	}
+	if !w.closed {
+		w.passAll()
+	}
+	w.mu.Unlock()
+	w.file.sync(w.opts.SyncEvery)
+	if w.opts.RotateAge > 0 && time.Since(w.file.begun) >= w.opts.RotateAge {
+		w.rotateSoon()
+	}
+	return nil
+}
+
+// rotateSoon asks for a rotation, unless one is on its way.
+func (w *Writer) rotateSoon() {
+	if !w.rotating.Load() {
+		w.due.Store(true)
+	}
+}
+
+// write writes a buffer as a segment, and frees it.
+func (w *Writer) write(b *buffer) {
+	f := &w.file
+	if b.rotate {
+		w.next()
+		w.rotating.Store(false)
+		return
+	}
+	if f.stopped == nil {
+		if err := w.segment(b); err != nil {
+			w.stop(err)
+		}
+	}
+	if f.stopped != nil {
+		f.stopped.Dropped[b.table.String()] += uint64(b.n)
+	}
+	if w.opts.RotateSize > 0 && f.offset >= w.opts.RotateSize {
+		w.rotateSoon()
+	}
+	b.raw = b.raw[:0]
+	w.free <- b
+}
+
+// segment appends a segment to the file.
+func (w *Writer) segment(b *buffer) error {
+	f := &w.file
+	s := Segment{
+		Table: b.table, Seq: f.segments, First: f.records[b.table], Size: w.layout.size[b.table],
+		Lost: w.lost.Load(), Skipped: w.skipped.Load(),
+	}
+	w.index(&s, b)
+	f.data.Reset()
+	if err := errors.Join(f.snappy.EncodeBuffer(b.raw), f.snappy.Flush()); err != nil {
+		return fmt.Errorf("compress: %w", err)
+	}
+	data := bytes.TrimPrefix(f.data.Bytes(), []byte(streamID)) // the file has begun with it
+	s.Length = len(data)
+	f.out = append(s.append(f.out[:0]), data...)
+	if err := f.append(f.out); err != nil {
+		return err
+	}
+	f.segments++
+	f.records[b.table] += uint64(b.n)
+	return nil
+}
+
+// index notes what is in a buffer.
+func (w *Writer) index(s *Segment, b *buffer) {
+	s.index(b.n)
+	for at := 0; at < len(b.raw); at += s.Size {
+		r := b.raw[at:]
+		switch b.table {
+		case TableEvents:
+			l := &w.layout.event
+			s.addTime(int64(le.Uint64(r[l.mono:])))
+			s.addCookie(tcp.Cookie(le.Uint64(r[l.cookie:])))
+			s.addErrno(le.Uint16(r[l.errno:]))
+			s.ports.add(uint64(le.Uint16(r[l.localPort:])))
+			s.ports.add(uint64(le.Uint16(r[l.peerPort:])))
+		case TableAttempts:
+			l := &w.layout.attempt
+			s.addTime(int64(le.Uint64(r[l.closed:])))
+			s.addCookie(tcp.Cookie(le.Uint64(r[l.cookie:])))
+			s.addErrno(le.Uint16(r[l.errno:]))
+			s.ports.add(uint64(le.Uint16(r[l.localPort:])))
+		case TableSamples:
+			s.addTime(int64(le.Uint64(r[w.layout.sample.mono:])))
+		}
+	}
+}
+
+// begin makes the next file and writes what it begins with.
+func (w *Writer) begin() error {
+	f := &w.file
+	f.header.Part++
+	f.name = w.partName(f.header.Part)
+	f.header.Clock = w.opts.Now()
+	text, err := json.Marshal(&f.header)
+	if err != nil {
+		return fmt.Errorf("write the header of a recording: %w", err)
+	}
+	version := le.AppendUint32(nil, Version)
+	head := appendChunk([]byte(streamID), chunkHeader, magicHeader, append(version, text...))
+	if len(head) > maxChunk {
+		return fmt.Errorf("write the header of a recording: it has %d bytes", len(head))
+	}
+	if f.f, err = w.opts.Create(f.name); err != nil {
+		return err // names the file
+	}
+	f.names = append(f.names, f.name)
+	f.begun, f.synced = time.Now(), time.Now()
+	f.offset, f.segments, f.records = 0, 0, [numTables]uint64{}
+	f.reserve = newReserve(f.name)
+	if err := f.append(head); err != nil {
+		return errors.Join(err, f.f.Close(), f.reserve.free())
+	}
+	return nil
+}
+
+// append writes what must be in the file wholly or not at all.
+func (f *file) append(b []byte) error {
+	if _, err := f.f.WriteAt(b, f.offset); err != nil {
+		return errors.Join(err, f.f.Truncate(f.offset))
+	}
+	f.offset += int64(len(b))
+	f.dirty = true
+	return nil
+}
+
+// stop ends the recording before its time; the file stays as it was flushed last.
+func (w *Writer) stop(err error) {
+	w.file.stopped = &Stopped{MonoNS: clock.Mono(), Cause: err.Error(), Dropped: make(map[string]uint64)}
+	if w.opts.OnStop != nil {
+		w.opts.OnStop(err)
+	}
+}
+
+// next ends a part of a rotated recording and begins another.
+func (w *Writer) next() {
+	f := &w.file
+	if f.stopped != nil {
+		return
+	}
+	foot := w.footer(nil)
+	foot.Next = w.partName(f.header.Part + 1)
+	if err := errors.Join(w.finish(foot), w.begin()); err != nil {
+		w.stop(err)
+		return
+	}
+	if w.opts.Keep > 0 && len(f.names) > w.opts.Keep {
+		// One that somebody else has removed is gone as well.
+		_ = os.Remove(f.names[0])
+		f.names = f.names[1:]
+	}
+}
+
+func (w *Writer) footer(summary json.RawMessage) *Footer {
+	f := &w.file
+	foot := &Footer{
+		Schema: FooterSchema, Records: make(map[string]uint64), Segments: f.segments, Clock: w.opts.Now(),
+		Stopped: f.stopped, Summary: summary,
+	}
+	for t := TableEvents; t < numTables; t++ {
+		foot.Records[t.String()] = f.records[t]
+	}
+	return foot
+}
+
+// finish writes the footer into the room that was kept for it, and closes the file.
+func (w *Writer) finish(foot *Footer) error {
+	f := &w.file
+	if f.syncing != nil {
+		<-f.syncing // its error is met again below
+		f.syncing = nil
+	}
+	text, err := json.Marshal(foot)
+	if err != nil {
+		return fmt.Errorf("write the footer of a recording: %w", err)
+	}
+	chunk := appendFooter(text)
+	if len(chunk) > maxChunk {
+		foot.Summary = nil // it is made again from the records
+		if text, err = json.Marshal(foot); err != nil {
+			return fmt.Errorf("write the footer of a recording: %w", err)
+		}
+		chunk = appendFooter(text)
+	}
+	err = errors.Join(f.reserve.free(), f.append(chunk), f.f.Sync(), f.f.Close())
+	f.dirty = false
+	return err
+}
+
+func appendFooter(text []byte) []byte {
+	return appendChunk(nil, chunkFooter, magicFooter, s2.EncodeSnappy(nil, text))
+}
+
+// Close writes what was handed over, and the footer with a summary, and closes the file. Names returns
+// the files after it as before. It may be called again, and then does nothing. An error that OnStop was given
+// is not returned again.
+func (w *Writer) Close(summary json.RawMessage) error {
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return nil
+	}
+	w.closed = true
+	w.passAll()
+	close(w.queue)
+	w.mu.Unlock()
+	<-w.done
+	stopped := w.file.stopped != nil
+	err := w.finish(w.footer(summary))
+	if err != nil && !stopped {
+		return fmt.Errorf("end the recording: %w", err)
+	}
+	return nil
+}
+
+// Names are the files that hold the recording, the oldest first. It is called after Close.
+func (w *Writer) Names() []string { return w.file.names }
+
+// Size is the length of the last file, in bytes. It is called after Close.
+func (w *Writer) Size() int64 { return w.file.offset }
+
+// sync writes the file to the disk if it is time, without waiting for that.
+func (f *file) sync(every time.Duration) {
+	if f.syncing != nil {
+		select {
+		case <-f.syncing: // an error that lasts is met by the next write, or by the last sync
+			f.syncing = nil
+		default:
+			return
+		}
+	}
+	if f.stopped != nil || !f.dirty || time.Since(f.synced) < every {
+		return
+	}
+	f.dirty, f.synced = false, time.Now()
+	f.syncing = make(chan error, 1)
+	go func(to *os.File, result chan<- error) { result <- dataSync(to) }(f.f, f.syncing)
+}
