@@ -46,6 +46,7 @@ type runFlags struct {
 	duration time.Duration
 	noTrace  bool
 	hgrm     string
+	write    string
 	warmup   time.Duration
 	rate     string
 	follow   *choice // --progress
@@ -152,6 +153,7 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 	fl.DurationVar(&f.watch, "linger-watch", 0, "go on tracing after the storm (65s sees TIME_WAITs expire)")
 	fl.DurationVar(&f.warmup, "warmup", 0, "leave what was due in this time from the storm's begin out of the latencies")
 	fl.StringVar(&f.hgrm, "hgrm", "", "write the latencies to `PREFIX`-connect.hgrm, -first-byte.hgrm and -exchange.hgrm (HdrHistogram)")
+	fl.StringVarP(&f.write, "write", "w", "", "keep what was seen in `FILE`, a recording: twtrace report, timeline and export read it")
 	fl.BoolVar(&f.noTrace, "no-trace", false, "the storm alone; needs no root with --net host")
 	fl.Var(f.follow, "progress", progressHelp)
 	fl.BoolVar(&f.strict, "strict", false, "exit 3 if anything was lost or not observable")
@@ -207,6 +209,9 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 		}
 		defer files.close()
 		opts.Latency = files.writers()
+	}
+	if f.write != "" {
+		opts.Record = run.Recording{File: f.write, Options: a.recording()}
 	}
 	summary, err := run.Run(ctx, opts)
 	if err != nil {

@@ -55,6 +55,8 @@ type Options struct {
 	// more: the programs are attached, and all threads are in their namespaces. It
 	// is for a process that does nothing else.
 	DropPrivilege bool
+	// Record is where to keep what the run sees.
+	Record Recording
 	// OnStart, if set, is given the summary's head before the storm starts.
 	OnStart func(*report.Summary)
 	// OnLoop, if set, is given each loop once how things stood at its end is
@@ -110,6 +112,8 @@ type session struct {
 	builder  *report.Builder
 	joiner   *timeline.Joiner // nil without a trace
 	live     *live            // nil: nobody asks
+	rec      *recorder        // nil: nothing is kept
+	begun    int64            // CLOCK_MONOTONIC ns, from which the summary's times count
 
 	together bool           // the server's threads are the storm's too
 	sources  []netip.Addr   // that the storm binds; none: the kernel chooses
@@ -131,6 +135,9 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 		return nil, err
 	}
 	if err := r.describe(); err != nil {
+		return nil, err
+	}
+	if err := r.startRecording(); err != nil {
 		return nil, err
 	}
 	if opts.OnStart != nil {
@@ -174,7 +181,10 @@ func Run(ctx context.Context, opts Options) (_ *report.Summary, err error) {
 	if r.summary.Server, err = r.account(ctx); err != nil {
 		return nil, err
 	}
-	return r.summary, r.sumUp(readings{before, after, stopped})
+	if err := r.sumUp(readings{before, after, stopped}); err != nil {
+		return nil, err
+	}
+	return r.summary, r.finishRecording(true)
 }
 
 // setUp makes the network, the trace and the server, in this order: the trace
@@ -366,7 +376,8 @@ func (r *session) describe() error {
 	s.Clients = r.listClients()
 	s.Coverage = r.coverage()
 	r.summary = s
-	r.builder = report.NewBuilder(clock.Mono(), r.trace != nil)
+	r.begun = clock.Mono()
+	r.builder = report.NewBuilder(r.begun, r.trace != nil)
 	if r.trace == nil {
 		return nil
 	}
@@ -473,6 +484,7 @@ func (r *session) storm(ctx context.Context) error {
 	}
 	untraced := new(timeline.Timeline) // one for all: the builder keeps none
 	plan.OnAttempts = func(attempts []loadgen.Attempt) {
+		r.rec.attempts(attempts)
 		r.builder.Attempts(attempts)
 		if r.joiner != nil {
 			r.joiner.Attempts(attempts)
@@ -483,22 +495,33 @@ func (r *session) storm(ctx context.Context) error {
 			r.builder.Timeline(untraced)
 		}
 	}
-	plan.Progress = r.live.plan()
+	if plan.Progress = r.live.plan(); r.rec != nil {
+		if plan.Progress == nil {
+			plan.Progress = r.rec.storm
+		}
+		r.rec.storm = plan.Progress
+	}
 	plan.OnLoop = func(l loadgen.LoopResult) {
 		end := clock.Mono()
 		r.builder.LoopDone(l.Loop, l.Attempts, l.Finished, l.Failed, l.Duration)
 		if r.joiner != nil {
+			r.rec.loop(l, end, nil)
 			r.joiner.MarkAt(l.Loop, end)
 			return
 		}
-		if loop, ok := r.untracedMark(l.Loop); ok {
+		loop, ok := r.untracedMark(l.Loop)
+		r.rec.loop(l, end, loop.TimeWaitNow)
+		if ok {
 			r.lines <- loop
 		}
 	}
 	plan.OnReady = func() error {
 		r.live.count(r.timeWaits)
 		r.live.enter(progress.Storm, time.Time{})
-		r.builder.WarmUntil(clock.Mono() + int64(r.opts.Warmup))
+		warm := clock.Mono() + int64(r.opts.Warmup)
+		r.builder.WarmUntil(warm)
+		r.rec.warm(warm)
+		r.sample()
 		if r.opts.DropPrivilege {
 			return r.dropPrivilege()
 		}
@@ -565,6 +588,7 @@ func (r *session) pump() error {
 				r.reasons[events[i].Reason]++
 			}
 		}
+		r.rec.events(events[:n])
 		r.joiner.Events(events[:n])
 		if n < len(events) {
 			r.joiner.Advance(before)
@@ -641,6 +665,7 @@ func (r *session) close() error {
 	if r.trace != nil {
 		errs = append(errs, r.stopTrace(), r.trace.Close())
 	}
+	errs = append(errs, r.finishRecording(false)) // what the run saw until it failed
 	if r.lab != nil {
 		errs = append(errs, r.lab.Close())
 	}

@@ -104,12 +104,7 @@ func (r *session) sumUp(k readings) error {
 			r.addSide(side, k.after[i].Sub(k.before[i]))
 			r.checkLeft(side, k.before[i][timeWaitsNow], k.after[i][timeWaitsNow], k.stopped[i][timeWaitsNow])
 		}
-		names := r.trace.RstReasons()
-		for reason, n := range r.reasons {
-			if name := names[reason]; name != "" {
-				s.Resets.Reasons[name] += n
-			}
-		}
+		s.AddResets(r.reasons, r.trace.RstReasons())
 		st, err := r.trace.Stats()
 		if err != nil {
 			return err
@@ -153,23 +148,7 @@ func (r *session) sumUp(k readings) error {
 func (r *session) addSide(side side, kernel netlab.Counters) {
 	s := r.summary
 	t := r.joiner.Totals(side.netns)
-	tw := &s.TimeWait
-	tw.Entered += int(t.TWEnter)
-	tw.FinWait2 += int(t.TWFinWait2)
-	tw.Expired += int(t.TWEnd[tcp.CauseExpired])
-	tw.ReusedByConnect += int(t.TWEnd[tcp.CauseReusedByConnect])
-	tw.ReplacedBySyn += int(t.TWEnd[tcp.CauseReplacedBySyn])
-	tw.KilledByRst += int(t.TWEnd[tcp.CauseKilledByRst])
-	tw.Purged += int(t.TWEnd[tcp.CausePurged])
-	tw.Destroyed += int(t.TWEnd[tcp.CauseDestroyed])
-	tw.UnknownEnd += int(t.TWEnd[tcp.CauseUnknown])
-	tw.Overflowed += int(t.TWOverflow)
-	tw.Sides[side.name] = report.SideTimeWait{Entered: int(t.TWEnter), Overflowed: int(t.TWOverflow)}
-	s.Resets.Sent += int(t.RstSent)
-	s.Resets.Received += int(t.RstReceived)
-	s.Retransmits.Syn += int(t.SynRetransmits)
-	s.Retransmits.SynAck += int(t.SynAckRetransmits)
-	s.Retransmits.Other += int(t.Retransmits)
+	s.AddSide(side.name, &t)
 	for _, c := range checks {
 		if grade := s.Coverage[c.fact]; grade != tcp.Exact && (grade != tcp.Inferred || !c.inferred) {
 			continue
