@@ -122,15 +122,6 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
-// wants say what the flags of a type take, in the words of people.
-var wants = map[string]string{
-	"int":      "a whole number",
-	"uint64":   "a whole number",
-	"float64":  "a number",
-	"duration": "a time with its unit, for instance 500ms or 2s",
-	"bool":     "true or false",
-}
-
 // exitCode is the table of what an error means to the caller.
 func exitCode(err error) int {
 	var usage usageError

@@ -160,14 +160,6 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 	return f, cmd
 }
 
-// noArgs is cobra.NoArgs with the exit code of wrong usage.
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usagef("%s takes no argument, but got %q: see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath())
-	}
-	return nil
-}
-
 func (a *app) run(ctx context.Context, f *runFlags) error {
 	opts, err := f.options(ctx)
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -256,69 +255,4 @@ func commandFailure(err error) int {
 		return 127
 	}
 	return 126
-}
-
-// list is a flag of values that can be given with commas, and several times.
-type list[T any] struct {
-	name, want string
-	values     *[]T
-	parse      func(string) (T, error)
-}
-
-func newList[T any](name, want string, values *[]T, parse func(string) (T, error)) *list[T] {
-	return &list[T]{name, want, values, parse}
-}
-
-func (l *list[T]) Type() string { return l.name }
-
-func (l *list[T]) String() string {
-	if l.values == nil || len(*l.values) == 0 {
-		return ""
-	}
-	return joinText(*l.values)
-}
-
-func (l *list[T]) Set(text string) error {
-	for word := range strings.SplitSeq(text, ",") {
-		v, err := l.parse(strings.TrimSpace(word))
-		if err != nil {
-			if l.want != "" {
-				return fmt.Errorf("%q: want %s", word, l.want)
-			}
-			return err
-		}
-		*l.values = append(*l.values, v)
-	}
-	return nil
-}
-
-func joinText[T any](values []T) string {
-	words := make([]string, len(values))
-	for i, v := range values {
-		words[i] = fmt.Sprint(v)
-	}
-	return strings.Join(words, ", ")
-}
-
-func parseUint32(text string) (uint32, error) {
-	n, err := strconv.ParseUint(text, 10, 31)
-	if err == nil && n == 0 {
-		err = strconv.ErrRange
-	}
-	return uint32(n), err
-}
-
-func parsePort(text string) (uint16, error) {
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err == nil && n == 0 {
-		err = strconv.ErrRange
-	}
-	return uint16(n), err
-}
-
-func parseText(text string) (string, error) {
-	if text == "" {
-		return "", errors.New("empty")
-	}
-	return text, nil
 }
