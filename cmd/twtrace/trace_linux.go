@@ -42,8 +42,6 @@ func (a *app) traceCommand() *cobra.Command {
 		color:  newChoice("auto", "auto", "always", "never"),
 	}
 	cmd := &cobra.Command{
-		Use:   "trace [flags] [-- COMMAND ARGS]",
-		Short: "Watch the TCP connections of this machine, an event a line",
 		Long: "trace prints what the kernel does to TCP connections, one event a line: every change of state, RST,\n" +
 			"retransmission, failed connect() and bind(), and the whole life of every TIME_WAIT. It begins with the\n" +
 			"sockets that exist already, and ends with Ctrl-C and an account of what was recorded and what was lost.\n\n" +
@@ -144,14 +142,18 @@ func (a *app) trace(ctx context.Context, f *traceFlags, args []string) error {
 	}
 	account, err := watch.Run(ctx, opts)
 	if err != nil {
-		return privilege.Explain(privilege.Trace, err)
+		err = privilege.Explain(privilege.Trace, err)
+		if errors.Is(err, watch.ErrNoCommand) {
+			return commandExit{commandFailure(err), err}
+		}
+		return err
 	}
 	if !account.Unwritten {
 		a.traceAccount(account, &opts)
 	}
 	switch {
 	case account.Exit != 0:
-		return commandExit(account.Exit)
+		return commandExit{code: account.Exit}
 	case account.Incomplete(f.strict):
 		return errIncomplete
 	}
@@ -240,13 +242,6 @@ func nothingHint(opts *watch.Options) string {
 		return "nothing happened in this network namespace; containers have their own: try --netns all"
 	}
 	return "nothing happened: is this the right network namespace? try --netns all"
-}
-
-// commandExit is the exit code of the command that was run, to be passed on.
-type commandExit int
-
-func (c commandExit) Error() string {
-	return fmt.Sprintf("the command ended with exit code %d", int(c))
 }
 
 // commandFailure is what a shell's exit code says of a command that could not be run (sh(1p), 2.8.2).

@@ -98,8 +98,6 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 		follow: newProgressChoice(),
 	}
 	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Run a storm of short connections, trace it, and say why what failed did so",
 		Long: "run opens --connections connections at once, --loops times; each sends --bytes, receives as many\n" +
 			"back, and closes. The kernel's side of each is traced and joined to it by socket cookie.\n\n" +
 			"Client and server are in two fresh network namespaces unless --net says otherwise: nothing of\n" +
