@@ -52,10 +52,15 @@ generate: ## BPF objects and their Go side, with the pinned clang
 check-generated: generate ## what is committed is what the compiler makes
 	git diff --exit-code -- bpf internal/oracle
 
-cross: ## arm64, and a post-mortem's packages on other systems
+# go vet looks at tests too, of the program and of all that it is made of there.
+cross: ## arm64, and the program on other systems, for what needs no Linux
 	GOOS=linux GOARCH=arm64 $(GO) build ./...
-	GOOS=darwin $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report ./internal/eventline
-	GOOS=windows $(GO) vet ./internal/tcp ./internal/clock ./internal/timeline ./internal/verdict ./internal/report ./internal/eventline
+	@set -e; for os in darwin windows; do \
+		export GOOS=$$os; \
+		echo "GOOS=$$os $(GO) build ./cmd/twtrace, and vet"; \
+		$(GO) build -o /dev/null ./cmd/twtrace; \
+		$(GO) vet $$($(GO) list -deps -f '{{with .Module}}{{if .Main}}{{$$.ImportPath}}{{end}}{{end}}' ./cmd/twtrace); \
+	done
 
 # Each is ended by SIGINT, as Ctrl-C does: with -fuzztime Go now and then calls its own end
 # a failure ("context deadline exceeded", go.dev/issue/75804).

@@ -6,14 +6,13 @@ import (
 	"context"
 	"os"
 	"os/signal"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
 func main() {
 	// The first signal ends the run with a report; after that a second one ends
 	// the process, which takes everything it made along.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	a := newApp(os.Stdout, os.Stderr)
 	a.dropPrivilege = true

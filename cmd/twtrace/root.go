@@ -11,15 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
-	"github.com/twtrace/twtrace/internal/cgroup"
-	"github.com/twtrace/twtrace/internal/doctor"
-	"github.com/twtrace/twtrace/internal/netlab"
-	"github.com/twtrace/twtrace/internal/privilege"
-	"github.com/twtrace/twtrace/internal/run"
-	"github.com/twtrace/twtrace/internal/watch"
-	"github.com/twtrace/twtrace/loadgen"
-	"github.com/twtrace/twtrace/tracer"
 )
 
 // The exit codes, a promise to callers.
@@ -41,6 +32,22 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 
 // errIncomplete: the command did its work and said so, but something is missing.
 var errIncomplete = errors.New("incomplete")
+
+// commandExit is the exit code of the command that was traced, to be passed on, or what a shell
+// says of one that could not be run.
+type commandExit struct {
+	code int
+	err  error // nil: it was run
+}
+
+func (c commandExit) Error() string {
+	if c.err != nil {
+		return c.err.Error()
+	}
+	return fmt.Sprintf("the command ended with exit code %d", c.code)
+}
+
+func (c commandExit) Unwrap() error { return c.err }
 
 // app is what every command writes to.
 type app struct {
@@ -75,11 +82,16 @@ func (a *app) main(ctx context.Context, args []string) int {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
-	var passedOn commandExit
-	if err != nil && !errors.Is(err, errIncomplete) && !errors.As(err, &passedOn) {
+	if err != nil && !isSaid(err) {
 		fmt.Fprintf(a.stderr, "twtrace: %s\n", oneLine(err))
 	}
 	return exitCode(err)
+}
+
+// isSaid: an exit code is all that there is left to say.
+func isSaid(err error) bool {
+	var command commandExit
+	return errors.Is(err, errIncomplete) || errors.As(err, &command) && command.err == nil
 }
 
 func (a *app) root() *cobra.Command {
@@ -93,7 +105,7 @@ func (a *app) root() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
-			return usagef("a command is missing: try `sudo twtrace run --linger`")
+			return usagef("a command is missing: try `" + tryFirst + "`")
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -108,7 +120,8 @@ func (a *app) root() *cobra.Command {
 		}
 		return usagef("%w: see `%s --help`", err, cmd.CommandPath())
 	})
-	root.AddCommand(a.runCommand(), a.traceCommand(), a.serveCommand(), a.doctorCommand(), a.versionCommand(), a.manCommand(), a.clientCommand())
+	root.AddCommand(a.linuxCommands()...)
+	root.AddCommand(a.versionCommand(), a.manCommand())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
@@ -122,72 +135,68 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
-// wants say what the flags of a type take, in the words of people.
-var wants = map[string]string{
-	"int":      "a whole number",
-	"uint64":   "a whole number",
-	"float64":  "a number",
-	"duration": "a time with its unit, for instance 500ms or 2s",
-	"bool":     "true or false",
+// linuxCommands is the table of the commands that need Linux. On every system they are in help
+// and completion; elsewhere that is all they do, but for saying so (commands_other.go).
+func (a *app) linuxCommands() (cmds []*cobra.Command) {
+	for _, row := range []struct {
+		use, short string
+		hidden     bool
+		make       func() *cobra.Command
+	}{
+		{"run", "Run a storm of short connections, trace it, and say why what failed did so", false, a.runCommand},
+		{"trace [flags] [-- COMMAND ARGS]", "Watch the TCP connections of this machine, an event a line", false, a.traceCommand},
+		{"serve", "Run the storm's server alone, for a `twtrace run --target` elsewhere", false, a.serveCommand},
+		{"doctor", "Say what this machine lets twtrace see and do, and what to change", false, a.doctorCommand},
+		{"client", "One client process of `twtrace run --clients`", true, a.clientCommand}, // clients.Command
+	} {
+		cmd := row.make()
+		cmd.Use, cmd.Short, cmd.Hidden = row.use, row.short+whereLinux, row.hidden
+		cmds = append(cmds, cmd)
+	}
+	return cmds
 }
 
-// exitCode is the table of what an error means to the caller.
+// meaning is what an error means to the caller. The tables of them, one for Linux and one for
+// all other systems, are called meanings.
+type meaning struct {
+	err  error
+	code int
+	hint string // what to do
+}
+
+// meaningOf returns the first row that fits; without one the command has failed.
+func meaningOf(err error) meaning {
+	for _, m := range meanings {
+		if errors.Is(err, m.err) {
+			return m
+		}
+	}
+	return meaning{code: exitFailed}
+}
+
+// exitCode is what an error means to the caller, in a number.
 func exitCode(err error) int {
 	var usage usageError
-	var passedOn commandExit
+	var command commandExit
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.As(err, &passedOn):
-		return int(passedOn)
-	case errors.Is(err, watch.ErrNoCommand):
-		return commandFailure(err)
+	case errors.As(err, &command):
+		return command.code
 	case errors.Is(err, errIncomplete):
 		return exitIncomplete
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"),
-		errors.Is(err, netlab.ErrValue), errors.Is(err, netlab.ErrHostSetting), errors.Is(err, netlab.ErrNoNamespace):
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
 		return exitUsage
-	case hint(err) != "":
-		return exitMachine
 	}
-	return exitFailed
-}
-
-// hints say what to do where this machine can't do it.
-var hints = []struct {
-	err  error
-	hint string
-}{
-	{netlab.ErrNotPermitted, "run `sudo twtrace run`, or without namespaces and trace `twtrace run --no-trace --net host`; see `twtrace doctor`"},
-	{tracer.ErrNotPermitted, "run with sudo, or without a trace `--no-trace`; see `twtrace doctor`"},
-	{privilege.ErrMissing, "run with sudo; see `twtrace doctor`"},
-	{tracer.ErrNoBTF, "tracing needs a kernel with CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux): boot one, or run with `--no-trace`"},
-	{tracer.ErrTooOld, "tracing needs Linux 5.14 or later: boot one, or run with `--no-trace`"},
-	{doctor.ErrCantTrace, "each check says how to fix it; `sudo twtrace doctor` tries what only root may"},
-	{cgroup.ErrNoCgroup2, "mount it with `mount -t cgroup2 none DIRECTORY`, or leave --cgroup out"},
-	{netlab.ErrNoSetting, "see what there is with `sysctl -a`, or leave it out"},
-	{loadgen.ErrNoPortRange, "leave --local-port-range out, or narrow the whole range with `--port-range`"},
-	{netlab.ErrNoVeth, "load it with `modprobe veth`, or run with `--net loopback`"},
-}
-
-func hint(err error) string {
-	for _, h := range hints {
-		if errors.Is(err, h.err) {
-			return h.hint
-		}
-	}
-	return ""
+	return meaningOf(err).code
 }
 
 // oneLine is what a person gets to read of an error: what happened, why, and
 // what to do.
 func oneLine(err error) string {
 	text := strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "\n", "; ")), " ")
-	if h := hint(err); h != "" {
-		return text + ": " + h
-	}
-	if errors.Is(err, run.ErrUnreachable) {
-		return text + ": check the address and `ip route get` for it"
+	if hint := meaningOf(err).hint; hint != "" {
+		return text + ": " + hint
 	}
 	return text
 }

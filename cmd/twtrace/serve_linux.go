@@ -26,8 +26,6 @@ func (a *app) serveCommand() *cobra.Command {
 	controlPort := ""
 	follow := newProgressChoice()
 	cmd := &cobra.Command{
-		Use:   "serve",
-		Short: "Run the storm's server alone, for a `twtrace run --target` elsewhere",
 		Long: "serve reads --bytes from each connection and sends as many back; both ends need the same --bytes\n" +
 			"and --server-first. It prints one line when it is ready, and an account when it is stopped with Ctrl-C.\n" +
 			"On the port after its own (--control) it tells whoever connects what it has counted, as one line of\n" +

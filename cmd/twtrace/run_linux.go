@@ -99,8 +99,6 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 		follow: newProgressChoice(),
 	}
 	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Run a storm of short connections, trace it, and say why what failed did so",
 		Long: "run opens --connections connections at once, --loops times; each sends --bytes, receives as many\n" +
 			"back, and closes. The kernel's side of each is traced and joined to it by socket cookie.\n\n" +
 			"Client and server are in two fresh network namespaces unless --net says otherwise: nothing of\n" +
@@ -160,14 +158,6 @@ func (a *app) newRunCommand() (*runFlags, *cobra.Command) {
 	fl.VarP(f.output, "output", "o", "form of the result")
 	fl.Var(f.color, "color", "colour in text output")
 	return f, cmd
-}
-
-// noArgs is cobra.NoArgs with the exit code of wrong usage.
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usagef("%s takes no argument, but got %q: see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath())
-	}
-	return nil
 }
 
 func (a *app) run(ctx context.Context, f *runFlags) error {

@@ -12,8 +12,6 @@ func (a *app) doctorCommand() *cobra.Command {
 	output := newChoice("text", "text", "json")
 	color := newChoice("auto", "auto", "always", "never")
 	cmd := &cobra.Command{
-		Use:   "doctor",
-		Short: "Say what this machine lets twtrace see and do, and what to change",
 		Long: "doctor tries what the other commands need: it loads and attaches programs, joins two network\n" +
 			"namespaces, and takes all of it off again. It reads the settings that decide how connections end\n" +
 			"here, and says what each means. It changes nothing. It works without root, and then says what\n" +

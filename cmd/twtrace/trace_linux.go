@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -43,8 +42,6 @@ func (a *app) traceCommand() *cobra.Command {
 		color:  newChoice("auto", "auto", "always", "never"),
 	}
 	cmd := &cobra.Command{
-		Use:   "trace [flags] [-- COMMAND ARGS]",
-		Short: "Watch the TCP connections of this machine, an event a line",
 		Long: "trace prints what the kernel does to TCP connections, one event a line: every change of state, RST,\n" +
 			"retransmission, failed connect() and bind(), and the whole life of every TIME_WAIT. It begins with the\n" +
 			"sockets that exist already, and ends with Ctrl-C and an account of what was recorded and what was lost.\n\n" +
@@ -145,14 +142,18 @@ func (a *app) trace(ctx context.Context, f *traceFlags, args []string) error {
 	}
 	account, err := watch.Run(ctx, opts)
 	if err != nil {
-		return privilege.Explain(privilege.Trace, err)
+		err = privilege.Explain(privilege.Trace, err)
+		if errors.Is(err, watch.ErrNoCommand) {
+			return commandExit{commandFailure(err), err}
+		}
+		return err
 	}
 	if !account.Unwritten {
 		a.traceAccount(account, &opts)
 	}
 	switch {
 	case account.Exit != 0:
-		return commandExit(account.Exit)
+		return commandExit{code: account.Exit}
 	case account.Incomplete(f.strict):
 		return errIncomplete
 	}
@@ -243,82 +244,10 @@ func nothingHint(opts *watch.Options) string {
 	return "nothing happened: is this the right network namespace? try --netns all"
 }
 
-// commandExit is the exit code of the command that was run, to be passed on.
-type commandExit int
-
-func (c commandExit) Error() string {
-	return fmt.Sprintf("the command ended with exit code %d", int(c))
-}
-
 // commandFailure is what a shell's exit code says of a command that could not be run (sh(1p), 2.8.2).
 func commandFailure(err error) int {
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
 		return 127
 	}
 	return 126
-}
-
-// list is a flag of values that can be given with commas, and several times.
-type list[T any] struct {
-	name, want string
-	values     *[]T
-	parse      func(string) (T, error)
-}
-
-func newList[T any](name, want string, values *[]T, parse func(string) (T, error)) *list[T] {
-	return &list[T]{name, want, values, parse}
-}
-
-func (l *list[T]) Type() string { return l.name }
-
-func (l *list[T]) String() string {
-	if l.values == nil || len(*l.values) == 0 {
-		return ""
-	}
-	return joinText(*l.values)
-}
-
-func (l *list[T]) Set(text string) error {
-	for word := range strings.SplitSeq(text, ",") {
-		v, err := l.parse(strings.TrimSpace(word))
-		if err != nil {
-			if l.want != "" {
-				return fmt.Errorf("%q: want %s", word, l.want)
-			}
-			return err
-		}
-		*l.values = append(*l.values, v)
-	}
-	return nil
-}
-
-func joinText[T any](values []T) string {
-	words := make([]string, len(values))
-	for i, v := range values {
-		words[i] = fmt.Sprint(v)
-	}
-	return strings.Join(words, ", ")
-}
-
-func parseUint32(text string) (uint32, error) {
-	n, err := strconv.ParseUint(text, 10, 31)
-	if err == nil && n == 0 {
-		err = strconv.ErrRange
-	}
-	return uint32(n), err
-}
-
-func parsePort(text string) (uint16, error) {
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err == nil && n == 0 {
-		err = strconv.ErrRange
-	}
-	return uint16(n), err
-}
-
-func parseText(text string) (string, error) {
-	if text == "" {
-		return "", errors.New("empty")
-	}
-	return text, nil
 }

@@ -12,7 +12,6 @@ import (
 // clientCommand is one of the processes of `twtrace run --clients`, which starts them.
 func (a *app) clientCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: clients.Command, Short: "One client process of `twtrace run --clients`", Hidden: true,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := clients.Serve(cmd.Context(), func() error {

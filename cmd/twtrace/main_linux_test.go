@@ -4,66 +4,24 @@ import (
 	"bytes"
 	"context"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/rogpeppe/go-internal/testscript"
-	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/testenv"
 )
 
-// TestMain makes the test binary twtrace itself: as a command of that name for the
-// scripts, and in a world of its own for the tests that start it as a child.
+// TestMain makes the test binary twtrace itself: as the scripts have it, and in a world of its
+// own for the tests that start it as a child.
 func TestMain(m *testing.M) {
 	if world := os.Getenv(worldEnv); world != "" {
 		os.Exit(child(world))
 	}
-	testscript.Main(m, map[string]func(){"twtrace": main})
+	mainAsScripts(m)
 }
 
-func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script"),
-		RequireExplicitExec: true,
-		RequireUniqueNames:  true,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"oneline": oneLineOf,
-		},
-		Condition: func(name string) (bool, error) {
-			if name == "namespaces" {
-				return unix.Geteuid() == 0, nil
-			}
-			return false, os.ErrInvalid
-		},
-	})
-}
-
-// oneLineOf is the script command `oneline stderr TEXT`: the output is one line of
-// twtrace's own, and has the text.
-func oneLineOf(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: oneline stdout|stderr TEXT")
-	}
-	got := ts.ReadFile(args[0])
-	if !isOneLine(got) || !strings.Contains(got, args[1]) {
-		ts.Fatalf("want one line of twtrace with %q, got:\n%s", args[1], got)
-	}
-}
-
-func isOneLine(s string) bool {
-	return strings.HasPrefix(s, "twtrace: ") && strings.Count(s, "\n") == 1 && strings.HasSuffix(s, "\n")
-}
-
-// TestUsage has a wrong value for each flag: exit code 2, nothing on stdout, and
-// exactly one line on stderr, which names the flag or its subject, and says what
-// is wanted.
-func TestUsage(t *testing.T) {
-	for _, tt := range []struct {
-		args string
-		says []string
-	}{
+// TestUsageLinux has a wrong value for each flag of the commands that need Linux.
+func TestUsageLinux(t *testing.T) {
+	testUsage(t, []wrongUse{
 		{"run --loops 0", []string{"loops", "at least 1", "0"}},
 		{"run --loops -3", []string{"loops", "at least 1", "-3"}},
 		{"run --loops x", []string{"--loops", `"x"`, "want a whole number"}},
@@ -228,33 +186,7 @@ func TestUsage(t *testing.T) {
 		{"doctor now", []string{`"now"`, "twtrace doctor --help"}},
 		{"doctor -o yaml", []string{"--output", "text|json"}},
 		{"doctor --color sometimes", []string{"--color", "auto|always|never"}},
-		{"version now", []string{"now"}},
-		{"completion bash now", []string{"now"}},
-		{"completion tcsh", []string{"tcsh"}},
-		{"man", []string{"DIRECTORY"}},
-		{"man a b", []string{"DIRECTORY"}},
-		{"fly", []string{`"fly"`}},
-		{"--no-such-flag", []string{"--no-such-flag"}},
-	} {
-		t.Run(tt.args, func(t *testing.T) {
-			var stdout, stderr bytes.Buffer
-			// Should it be taken for right, it must not load anything.
-			ctx, cancel := context.WithCancel(t.Context())
-			cancel()
-			code := Main(ctx, strings.Fields(tt.args), &stdout, &stderr)
-			if code != exitUsage || stdout.Len() != 0 {
-				t.Errorf("exit code %d, want %d, and stdout %q", code, exitUsage, firstLine(stdout.String()))
-			}
-			if !isOneLine(stderr.String()) {
-				t.Errorf("stderr is not one line: %q", stderr.String())
-			}
-			for _, s := range tt.says {
-				if !strings.Contains(stderr.String(), s) {
-					t.Errorf("stderr does not say %q: %s", s, stderr.String())
-				}
-			}
-		})
-	}
+	})
 }
 
 // TestSysctlRefused: what the kernel says of a setting decides about the exit code.
@@ -277,11 +209,6 @@ func TestSysctlRefused(t *testing.T) {
 			}
 		})
 	}
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
 }
 
 // TestCanceled: a run that was stopped before it began is done, and says so.
