@@ -24,6 +24,9 @@ var tableNames = [numTables]string{
 	TableEvents: "events", TableDetails: "details", TableAttempts: "attempts", TableSamples: "samples",
 }
 
+// Tables are all of them.
+var Tables = [...]Table{TableEvents, TableDetails, TableAttempts, TableSamples}
+
 func (t Table) String() string {
 	if t > 0 && t < numTables {
 		return tableNames[t]

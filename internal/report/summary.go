@@ -48,6 +48,7 @@ type Summary struct {
 const (
 	StoppedByUser        = "user" // Ctrl-C, a signal
 	StoppedByMaxDuration = "max-duration"
+	StoppedByEnd         = "end-of-recording" // the run may have gone on
 )
 
 // Options is what the run was asked for.

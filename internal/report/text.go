@@ -172,6 +172,8 @@ func (t *Text) limits(s *Summary) {
 	}
 	if s.StoppedBy == StoppedByMaxDuration {
 		t.line("%s", t.red(fmt.Sprintf("stopped after %g s (--max-duration) before it was done: the numbers are of what was done", s.Options.MaxDurationS)))
+	} else if s.StoppedBy == StoppedByEnd {
+		t.line("%s", t.red("the recording ends before the run: the numbers are of what it holds"))
 	} else if s.Interrupted {
 		t.line("%s", t.red("stopped before it was done: the numbers are of what was done"))
 	}
@@ -351,6 +353,10 @@ func reasons(counts map[string]int) string {
 }
 
 func (t *Text) crossCheck(s *Summary) {
+	if len(s.CrossCheck) == 0 {
+		t.item("KERNEL", "its counters were not compared")
+		return
+	}
 	agree := 0
 	for _, c := range s.CrossCheck {
 		if c.Agrees {

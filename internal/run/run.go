@@ -394,19 +394,9 @@ func (r *session) describe() error {
 			}
 		},
 		ShortTicks:  uint32(4 * hz),
-		AbortOnData: reasonNumber(r.trace.RstReasons(), "TCP_ABORT_ON_DATA"),
+		AbortOnData: report.ReasonNumber(r.trace.RstReasons(), report.AbortOnData),
 	})
 	return nil
-}
-
-// reasonNumber is this kernel's number for the reason of an RST; 0: it has none.
-func reasonNumber(names map[uint32]string, name string) uint32 {
-	for number, n := range names {
-		if n == name {
-			return number
-		}
-	}
-	return 0
 }
 
 // kinds are what a storm is explained by. Errors come with the states, and a bind()

@@ -323,7 +323,7 @@ func (j *Joiner) event(ev *tcp.Event) {
 		total = new(Totals)
 		j.total[ev.NetNS] = total
 	}
-	total.add(ev, &j.opts)
+	total.Add(ev, &j.opts)
 
 	switch ev.Kind {
 	case tcp.KindState:
@@ -340,8 +340,8 @@ func (j *Joiner) event(ev *tcp.Event) {
 	}
 }
 
-// add counts an event.
-func (t *Totals) add(ev *tcp.Event, opts *Options) {
+// Add counts an event. Of the options ShortTicks and AbortOnData are looked at.
+func (t *Totals) Add(ev *tcp.Event, opts *Options) {
 	byReason := opts.AbortOnData != 0
 	switch ev.Kind {
 	case tcp.KindState:
