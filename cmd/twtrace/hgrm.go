@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 
 	"github.com/twtrace/twtrace/internal/report"
 )
@@ -41,21 +40,4 @@ func (files latencyFiles) close() error {
 		errs = append(errs, f.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// createForCaller makes a file, or empties it. Under sudo it belongs to who called sudo.
-func createForCaller(name string) (*os.File, error) {
-	f, err := os.Create(name)
-	if err != nil {
-		return nil, err
-	}
-	uid, errUID := strconv.Atoi(os.Getenv("SUDO_UID"))
-	gid, errGID := strconv.Atoi(os.Getenv("SUDO_GID"))
-	if os.Geteuid() != 0 || errUID != nil || errGID != nil {
-		return f, nil
-	}
-	if err := f.Chown(uid, gid); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
 }

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"errors"
+	"os"
+	"strconv"
+
 	"github.com/twtrace/twtrace/internal/recording"
 )
 
@@ -12,4 +16,26 @@ func (a *app) recording() recording.Options {
 			a.log.Warn("the recording ends here, and what it is of goes on: what was written can be read", "why", err)
 		},
 	}
+}
+
+// createForCaller makes a file, or empties it. Under sudo it belongs to who called sudo.
+func createForCaller(name string) (*os.File, error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := giveToCaller(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// giveToCaller gives a file to who called sudo, if anybody did.
+func giveToCaller(f *os.File) error {
+	uid, errUID := strconv.Atoi(os.Getenv("SUDO_UID"))
+	gid, errGID := strconv.Atoi(os.Getenv("SUDO_GID"))
+	if os.Geteuid() != 0 || errUID != nil || errGID != nil {
+		return nil
+	}
+	return f.Chown(uid, gid)
 }

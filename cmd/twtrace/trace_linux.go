@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -32,6 +35,10 @@ type traceFlags struct {
 	max                  uint64
 	time, output, color  *choice
 	strict               bool
+	write                string
+	rotateSize           string
+	rotateAge            time.Duration
+	keep                 int
 	given                func(flag string) bool // on the command line, be it empty
 }
 
@@ -86,6 +93,10 @@ func (a *app) traceCommand() *cobra.Command {
 	fl.Uint64Var(&f.max, "max", 0, "stop after `N` events (default: none)")
 	fl.BoolVar(&f.snapshot, "snapshot", true, "begin with the sockets that exist already")
 	fl.BoolVar(&f.noSnapshot, "no-snapshot", false, "begin with what happens from now on")
+	fl.StringVarP(&f.write, "write", "w", "", "keep the events in `FILE`, a recording, instead of printing lines: twtrace report, timeline and export read it")
+	fl.StringVar(&f.rotateSize, "rotate-size", "", "with -w: begin another file after this `SIZE` (100MB, 1GiB); files are named FILE-00001 and so on, before the extension")
+	fl.DurationVar(&f.rotateAge, "rotate-age", 0, "with -w: begin another file after this time")
+	fl.IntVar(&f.keep, "keep", 0, "with --rotate-size or --rotate-age: remove the oldest files, so that there are at most `N` (default: keep all)")
 	fl.Var(f.time, "time", "what the column TIME shows: seconds since the start, the time of day, seconds of\nCLOCK_MONOTONIC, or seconds since the line before")
 	fl.BoolVar(&f.strict, "strict", false, "exit 3 if anything was lost or not observable")
 	fl.VarP(f.output, "output", "o", "form of the result")
@@ -115,9 +126,15 @@ func (a *app) trace(ctx context.Context, f *traceFlags, args []string) error {
 		opts.Command = exec.Command(args[0], args[1:]...)
 		opts.Command.Stdin, opts.Command.Stdout, opts.Command.Stderr = os.Stdin, a.stderr, a.stderr
 	}
+	if opts.Record, err = f.recording(a); err != nil {
+		return err
+	}
 	opts.Writer = func(start watch.Start) eventline.Writer {
 		if len(start.NotObservable) > 0 {
 			a.log.Warn("not observable on this kernel", "what", joinText(start.NotObservable))
+		}
+		if f.write != "" {
+			return nil
 		}
 		lines := eventline.Options{
 			Start: start.MonoNS, HZ: start.HZ, Reasons: start.Reasons, Cgroup: cgroupNames(),
@@ -137,7 +154,11 @@ func (a *app) trace(ctx context.Context, f *traceFlags, args []string) error {
 
 	if a.dropPrivilege {
 		opts.OnReady = func(stats func() error) error {
-			return privilege.Drop(append(privilege.Attach, privilege.ReadStats(stats))...)
+			later := append(slices.Clone(privilege.Attach), privilege.ReadStats(stats))
+			if f.rotates() {
+				later = append(later, privilege.MakeFiles(filepath.Dir(f.write), giveToCaller)...)
+			}
+			return privilege.Drop(later...)
 		}
 	}
 	account, err := watch.Run(ctx, opts)
@@ -193,6 +214,41 @@ func (f *traceFlags) options() (watch.Options, error) {
 	return opts, nil
 }
 
+// rotates reports whether a recording may have several files.
+func (f *traceFlags) rotates() bool { return f.rotateSize != "" || f.rotateAge > 0 }
+
+// recording is where events are to be kept.
+func (f *traceFlags) recording(a *app) (watch.Recording, error) {
+	r := watch.Recording{File: f.write, Options: a.recording(), Twtrace: version(), Asked: os.Args[1:]}
+	if f.write == "" {
+		if f.given("write") {
+			return r, usagef("--write: want the name of a file")
+		}
+		if f.rotates() || f.keep != 0 {
+			return r, usagef("--rotate-size, --rotate-age and --keep are about the files of a recording: name it with -w")
+		}
+		return r, nil
+	}
+	if f.given("output") {
+		return r, usagef("-w keeps the events and prints no lines: leave -o out, and see them with `twtrace export %s --format jsonl`", f.write)
+	}
+	if f.rotateAge < 0 || f.keep < 0 || f.keep > 0 && !f.rotates() {
+		return r, usagef("--keep N needs --rotate-size or --rotate-age, and none of them is negative")
+	}
+	if f.rotateSize != "" {
+		n, err := humanize.ParseBytes(f.rotateSize)
+		if err != nil || n < minRotateSize || n > math.MaxInt64 {
+			return r, usagef("--rotate-size %s: want a size of at least %s, as 100MB or 1GiB", f.rotateSize, humanize.Bytes(minRotateSize))
+		}
+		r.Options.RotateSize = int64(n)
+	}
+	r.Options.RotateAge, r.Options.Keep = f.rotateAge, f.keep
+	return r, nil
+}
+
+// minRotateSize is some segments and what each file begins with.
+const minRotateSize = 1_000_000
+
 // cgroupNames returns what eventline asks for the names of cgroups; nil where there
 // is no cgroup v2.
 func cgroupNames() func(uint64) (path, container string) {
@@ -225,6 +281,13 @@ func (a *app) traceAccount(account *watch.Account, opts *watch.Options) {
 	if account.Unfollowed > 0 {
 		fmt.Fprintf(a.stderr, "%d sockets without owner and time: more were open at once than are followed (%d)\n",
 			account.Unfollowed, watch.MaxFollowed)
+	}
+	if n := len(account.Files); n > 0 {
+		more := ""
+		if n > 1 {
+			more = fmt.Sprintf(" and %d more", n-1)
+		}
+		fmt.Fprintf(a.stderr, "they are in %s%s\n", account.Files[0], more)
 	}
 	if account.Recorded == 0 {
 		fmt.Fprintf(a.stderr, "hint: %s\n", nothingHint(opts))

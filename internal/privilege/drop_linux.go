@@ -33,6 +33,24 @@ var Attach = []Later{
 	{cap.PERFMON, func() error { return os.ErrPermission }},
 }
 
+// MakeFiles is making files in a directory later, and giving them to another user with give: root without
+// capabilities is kept out of other users' directories, and gives nothing away.
+func MakeFiles(dir string, give func(*os.File) error) []Later {
+	try := func(do func(*os.File) error) func() error {
+		return func() error {
+			f, err := os.CreateTemp(dir, ".twtrace-*")
+			if err != nil {
+				return err
+			}
+			return errors.Join(do(f), f.Close(), os.Remove(f.Name()))
+		}
+	}
+	return []Later{
+		{cap.DAC_OVERRIDE, try(func(*os.File) error { return nil })},
+		{cap.CHOWN, try(give)},
+	}
+}
+
 // Drop gives up every capability that later does not ask for, on every thread of
 // the process, those locked to goroutines included, for good: from the effective,
 // permitted, inheritable, ambient and bounding sets. No program that the process

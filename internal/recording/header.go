@@ -75,6 +75,9 @@ type Footer struct {
 	// Segments in this file.
 	Segments uint64 `json:"segments"`
 	Clock    Clock  `json:"clock"`
+	// Lost and Skipped are as in Sample, when the file was ended.
+	Lost    uint64 `json:"lost"`
+	Skipped uint64 `json:"skipped"`
 	// Stopped says that the recording ended before what it is of did; null: it did not.
 	Stopped *Stopped `json:"stopped"`
 	// Next is the name of the file with which a rotated recording goes on; empty: this is the last.

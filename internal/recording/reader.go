@@ -74,7 +74,7 @@ type Condition struct {
 	// Records are how many of each table are there, and Missing how many are known to be missing.
 	Records, Missing [numTables]uint64
 	Segments         uint64
-	// Lost and Skipped are those of the last Segment.
+	// Lost and Skipped are those of the footer, or else of the last Segment.
 	Lost, Skipped uint64
 	// LastNS is the latest time of a record; 0: there is none.
 	LastNS int64
@@ -518,6 +518,7 @@ func (s *scan) end() {
 	if s.c.Footer == nil {
 		return
 	}
+	s.c.Lost, s.c.Skipped = max(s.c.Lost, s.c.Footer.Lost), max(s.c.Skipped, s.c.Footer.Skipped)
 	for t := TableEvents; t < numTables; t++ {
 		if all := s.c.Footer.Records[t.String()]; all > s.next[t] {
 			s.c.Missing[t] += all - s.next[t]

@@ -135,8 +135,8 @@ func Create(name string, h Header, opts Options) (*Writer, error) {
 	return w, nil
 }
 
-// rotates reports whether the recording has several files.
-func (w *Writer) rotates() bool { return w.opts.RotateSize > 0 || w.opts.RotateAge > 0 }
+// Rotates reports whether the recording may have several files.
+func (w *Writer) Rotates() bool { return w.opts.RotateSize > 0 || w.opts.RotateAge > 0 }
 
 // Events appends events. It waits while more is to be written than may wait. After Close it does nothing, as
 // Attempts and Sample do.
@@ -446,7 +446,7 @@ func (w *Writer) footer(summary json.RawMessage) *Footer {
 	f := &w.file
 	foot := &Footer{
 		Schema: FooterSchema, Records: make(map[string]uint64), Segments: f.segments, Clock: w.opts.Now(),
-		Stopped: f.stopped, Summary: summary,
+		Lost: w.lost.Load(), Skipped: w.skipped.Load(), Stopped: f.stopped, Summary: summary,
 	}
 	for t := TableEvents; t < numTables; t++ {
 		foot.Records[t.String()] = f.records[t]

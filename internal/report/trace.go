@@ -24,8 +24,8 @@ type Trace struct {
 	Version  string       `json:"version"`
 	Host     string       `json:"host"`
 	Kernel   string       `json:"kernel"`
-	Started  time.Time    `json:"started"`
-	Seconds  float64      `json:"seconds"` // until the last event
+	Started  time.Time    `json:"started"` // of this file
+	Seconds  float64      `json:"seconds"` // from then until the last event
 	Part     int          `json:"part"`
 	Next     string       `json:"next"` // the file with which it goes on; empty: none
 	Coverage tcp.Coverage `json:"coverage"`
@@ -181,15 +181,15 @@ func (t *tracing) failure(what string, ev *tcp.Event, past *timeline.Past) {
 
 func (t *tracing) sumUp(c *recording.Condition) *Trace {
 	s := &Trace{
-		Schema: TraceSchema, Version: t.h.Twtrace, Host: t.h.Host, Kernel: t.h.Kernel, Started: t.h.Started, Part: t.h.Part,
+		Schema: TraceSchema, Version: t.h.Twtrace, Host: t.h.Host, Kernel: t.h.Kernel, Started: time.Unix(0, t.h.Clock.RealNS).UTC(), Part: t.h.Part,
 		Coverage: t.h.Coverage, Opened: int(t.totals.ActiveOpens), Accepted: int(t.totals.PassiveOpens),
 		ListenDrops: make(map[string]uint64), Failures: []TraceFailure{}, Notes: []string{},
 		Events: TraceEvents{
 			ByKind: make(map[string]uint64), Lost: c.Lost, Skipped: c.Skipped, Missing: c.Missing[recording.TableEvents],
 		},
 	}
-	if c.LastNS > t.h.StartMonoNS {
-		s.Seconds = float64(c.LastNS-t.h.StartMonoNS) / 1e9
+	if c.LastNS > t.h.Clock.MonoNS {
+		s.Seconds = float64(c.LastNS-t.h.Clock.MonoNS) / 1e9
 	}
 	if c.Footer != nil {
 		s.Next = c.Footer.Next

@@ -52,8 +52,9 @@ type socket struct {
 
 type followed struct {
 	owner  tcp.Owner
-	since  int64 // MonoNS of the last change of state; 0: not known
-	closed int64 // MonoNS of the change to CLOSE; 0: open
+	since  int64  // MonoNS of the last change of state; 0: not known
+	closed int64  // MonoNS of the change to CLOSE; 0: open
+	part   uint32 // see FirstIn
 }
 
 type closing struct {
@@ -140,6 +141,19 @@ func (o *Owners) Event(ev *tcp.Event) Past {
 		o.closing = append(o.closing, closing{id, f.closed})
 	}
 	return past
+}
+
+// FirstIn reports whether an event that Event was given just now is the first of its socket since part grew. It is
+// asked of every event once.
+func (o *Owners) FirstIn(part uint32, ev *tcp.Event) bool {
+	id := socketOf(ev)
+	f, ok := o.sockets[id]
+	if !ok || f.part == part {
+		return !ok // over, or not followed: whoever reads the part alone must be told
+	}
+	f.part = part
+	o.sockets[id] = f
+	return true
 }
 
 // holder is whose the socket is that has the port.

@@ -46,8 +46,11 @@ type Options struct {
 	// listed, and Command has been started; nil: nothing. It is given what will be read
 	// of the trace at its end.
 	OnReady func(stats func() error) error
-	// Writer is asked for once what lines need to know is known.
+	// Writer is asked for once what lines need to know is known. With Record it may return nil:
+	// there are no lines.
 	Writer func(Start) eventline.Writer
+	// Record keeps the events instead.
+	Record Recording
 }
 
 // Start is what is known when a trace begins.
@@ -61,7 +64,7 @@ type Start struct {
 
 // Account is what a trace came to.
 type Account struct {
-	// Recorded are the lines that were handed to the Writer.
+	// Recorded are the lines that were handed to the Writer, or the events of the recording.
 	Recorded uint64
 	// Along were read and not written: of kinds that only give owners and times.
 	Along uint64
@@ -75,7 +78,9 @@ type Account struct {
 	// Unfollowed are sockets without owner and time, for lack of room.
 	Unfollowed uint64
 	// Unwritten is set when the reader of the lines went away (EPIPE).
-	Unwritten     bool
+	Unwritten bool
+	// Files are those that a recording is in, the oldest first.
+	Files         []string
 	NotObservable []Missing
 	// Exit is how Command ended, as a shell tells it; 0 without one.
 	Exit int
@@ -135,6 +140,7 @@ func Run(ctx context.Context, opts Options) (_ *Account, err error) {
 	if err != nil {
 		return nil, err
 	}
+	opts.Tracer.NetNS = topts.NetNS // a recording names it
 	return run(ctx, trace, spaces, opts)
 }
 
@@ -167,7 +173,9 @@ type session struct {
 	writer  eventline.Writer
 	owners  *timeline.Owners
 	account Account
-	closed  bool // nothing is written any more
+	closed  bool      // nothing is written any more
+	rec     *recorder // nil: lines are written
+	wanted  uint64    // events of the kinds that were asked for, where Max counts them
 }
 
 // run is Run on any source, which it closes.
@@ -195,6 +203,13 @@ func run(ctx context.Context, trace source, spaces []space, opts Options) (_ *Ac
 	s.writer = opts.Writer(Start{
 		MonoNS: start, HZ: hz, Reasons: trace.RstReasons(), NotObservable: s.account.NotObservable,
 	})
+	if s.writer == nil {
+		s.writer = nowhere{}
+	}
+	if err := s.startRecording(hz); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.finishRecording(false)) }() // if the session fails
 	s.writer.Header()
 	if err := s.flush(); err != nil {
 		return nil, err
@@ -208,7 +223,7 @@ func run(ctx context.Context, trace source, spaces []space, opts Options) (_ *Ac
 	a := &s.account
 	a.Lost, a.Skipped, a.Rescued = stats.LostRing, stats.SkippedRecursion, stats.Rescued
 	a.Unfollowed = s.owners.Overflow()
-	return a, nil
+	return a, s.finishRecording(true)
 }
 
 // follow writes events until the context until ends, and then those that happened
@@ -294,6 +309,10 @@ const batch = 4096
 
 // write writes a batch.
 func (s *session) write(events []tcp.Event) error {
+	if s.rec != nil {
+		s.record(events)
+		return nil
+	}
 	// Anew for each batch: the clocks part when the machine sleeps or its time is set.
 	wall := time.Now().UnixNano() - clock.Mono()
 	for i := range events {
