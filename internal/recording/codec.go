@@ -9,9 +9,9 @@ import (
 
 var le = binary.LittleEndian
 
-// putEvent writes an event's record into b, which has the layout's size.
-func (l *eventRecord) put(b []byte, ev *tcp.Event) {
-	le.PutUint64(b[l.seq:], ev.Seq)
+// put writes an event into a record, which is the row-th of its file.
+func (l *eventRecord) put(b []byte, row uint64, ev *tcp.Event) {
+	le.PutUint64(b[l.seqShift:], ev.Seq-row)
 	le.PutUint64(b[l.mono:], uint64(ev.MonoNS))
 	le.PutUint64(b[l.cookie:], uint64(ev.Cookie))
 	le.PutUint64(b[l.netns:], uint64(ev.NetNS))
@@ -32,9 +32,9 @@ func (l *eventRecord) put(b []byte, ev *tcp.Event) {
 	b[l.peerFamily] = family(ev.Tuple.Peer.Addr())
 }
 
-func (l *eventRecord) get(b []byte, ev *tcp.Event, names *renumbering) {
+func (l *eventRecord) get(b []byte, row uint64, ev *tcp.Event, names *renumbering) {
 	*ev = tcp.Event{
-		Seq: le.Uint64(b[l.seq:]), MonoNS: int64(le.Uint64(b[l.mono:])),
+		Seq: le.Uint64(b[l.seqShift:]) + row, MonoNS: int64(le.Uint64(b[l.mono:])),
 		Cookie: tcp.Cookie(le.Uint64(b[l.cookie:])), NetNS: tcp.NetNS(le.Uint64(b[l.netns:])),
 		Tuple: tcp.FourTuple{
 			Local: netip.AddrPortFrom(getAddr(b[l.local:], b[l.localFamily]), le.Uint16(b[l.localPort:])),

@@ -432,7 +432,7 @@ func (r *Reader) decode(seg *Segment, details int) {
 	case TableEvents:
 		b.Events = grow(b.Events, seg.Count)
 		for i := range b.Events {
-			r.layout.event.get(r.raw[i*seg.Size:], &b.Events[i], r.names)
+			r.layout.event.get(r.raw[i*seg.Size:], seg.First+uint64(i), &b.Events[i], r.names)
 		}
 		r.addDetails(b.Events, details)
 	case TableAttempts:

@@ -60,6 +60,7 @@ type Writer struct {
 	mu     sync.Mutex
 	filled [numTables]*buffer
 	closed bool
+	rows   uint64 // events that were handed over for the file
 
 	queue chan *buffer // has room for all buffers and a mark of rotation
 	free  chan *buffer // has room for all buffers
@@ -151,7 +152,8 @@ func (w *Writer) Events(events []tcp.Event) {
 		if needsDetail(ev) {
 			w.layout.detail.put(w.room(TableDetails), ev)
 		}
-		w.layout.event.put(w.room(TableEvents), ev)
+		w.layout.event.put(w.room(TableEvents), w.rows, ev)
+		w.rows++
 		if w.filled[TableEvents].n == perSegment {
 			w.pass(TableDetails) // before the events that they are of
 			w.pass(TableEvents)
@@ -212,6 +214,7 @@ func (w *Writer) Rotate() {
 	w.rotating.Store(true)
 	w.due.Store(false)
 	w.passAll()
+	w.rows = 0
 	w.queue <- &buffer{rotate: true}
 }
 
