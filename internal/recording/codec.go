@@ -44,7 +44,7 @@ func (l *eventRecord) get(b []byte, row uint64, ev *tcp.Event, names *renumberin
 		Kind: tcp.Kind(names.kind[b[l.kind]]), Cause: tcp.Cause(names.cause[b[l.cause]]),
 		Old: tcp.State(names.state[b[l.old]]), New: tcp.State(names.state[b[l.next]]),
 		Substate: tcp.State(names.state[b[l.substate]]),
-		Flags:    tcp.Flags(b[l.flags]), Errno: tcp.Errno(le.Uint16(b[l.errno:])),
+		Flags:    tcp.Flags(names.flags[b[l.flags]]), Errno: tcp.Errno(le.Uint16(b[l.errno:])),
 	}
 }
 
@@ -99,7 +99,7 @@ func (l *attemptRecord) get(b []byte, a *tcp.Attempt, names *renumbering) {
 		Connected: int64(le.Uint64(b[l.connected:])), FirstByte: int64(le.Uint64(b[l.firstByte:])),
 		Closed: int64(le.Uint64(b[l.closed:])), Loop: le.Uint32(b[l.loop:]), Index: le.Uint32(b[l.index:]),
 		LocalPort: le.Uint16(b[l.localPort:]), Shard: le.Uint16(b[l.shard:]), Errno: tcp.Errno(le.Uint16(b[l.errno:])),
-		Phase: tcp.Phase(names.phase[b[l.phase]]), Flags: tcp.AttemptFlags(b[l.flags]),
+		Phase: tcp.Phase(names.phase[b[l.phase]]), Flags: tcp.AttemptFlags(names.attemptFlags[b[l.flags]]),
 	}
 }
 
@@ -120,9 +120,9 @@ func (l *sampleRecord) put(b []byte, s *Sample) {
 	b[l.kind] = byte(s.Kind)
 }
 
-func (l *sampleRecord) get(b []byte, s *Sample) {
+func (l *sampleRecord) get(b []byte, s *Sample, names *renumbering) {
 	*s = Sample{
-		Kind: SampleKind(b[l.kind]), MonoNS: int64(le.Uint64(b[l.mono:])),
+		Kind: SampleKind(names.sample[b[l.kind]]), MonoNS: int64(le.Uint64(b[l.mono:])),
 		RealNS: int64(le.Uint64(b[l.real:])), BootNS: int64(le.Uint64(b[l.boot:])),
 		Lost: le.Uint64(b[l.lost:]), Skipped: le.Uint64(b[l.skipped:]), DurationNS: int64(le.Uint64(b[l.duration:])),
 		Loop: le.Uint32(b[l.loop:]), Started: le.Uint32(b[l.started:]), Finished: le.Uint32(b[l.finished:]),

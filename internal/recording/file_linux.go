@@ -1,7 +1,6 @@
 package recording
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 
@@ -40,14 +39,22 @@ func (r *reserve) free() error {
 }
 
 // dataSync writes a file's data to the disk, and of its inode what is needed to read them (fdatasync(2)).
+// What has no disk behind it needs none: the kernel says EINVAL.
 func dataSync(f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var syncErr error
-	err = raw.Control(func(fd uintptr) { syncErr = unix.Fdatasync(int(fd)) })
-	return errors.Join(err, syncErr)
+	err = raw.Control(func(fd uintptr) {
+		for syncErr = unix.EINTR; syncErr == unix.EINTR; {
+			syncErr = unix.Fdatasync(int(fd))
+		}
+	})
+	if syncErr != nil && syncErr != unix.EINVAL {
+		return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: syncErr}
+	}
+	return err
 }
 
 // Now reads three clocks, one after the other.

@@ -98,8 +98,8 @@ type Stopped struct {
 	Dropped map[string]uint64 `json:"dropped"`
 }
 
-// enums are the names of the project's own enumerations.
-func enums() map[string]map[uint32]string {
+// ownEnums are the names of the project's own enumerations.
+func ownEnums() map[string]map[uint32]string {
 	e := map[string]map[uint32]string{
 		"kind": {}, "state": {}, "cause": {}, "phase": {}, "sample": {}, "errno": {},
 		"flag":         names(flagNames[:]),
@@ -144,30 +144,37 @@ func names(bits []string) map[uint32]string {
 const unknown = 255
 
 // renumbering turns the numbers of a recording into those of this version, by their names.
-type renumbering struct{ kind, state, cause, phase [256]uint8 }
+type renumbering struct{ kind, state, cause, phase, sample, flags, attemptFlags [256]uint8 }
 
 func newRenumbering(enums map[string]map[uint32]string) (*renumbering, error) {
 	r := new(renumbering)
+	own := ownEnums()
 	for _, e := range []struct {
 		name string
 		to   *[256]uint8
-		n    int
-		text func(uint8) string
+		bits bool // a number is a set of bits that have names
 	}{
-		{"kind", &r.kind, tcp.NumKinds, func(n uint8) string { return tcp.Kind(n).String() }},
-		{"state", &r.state, tcp.NumStates, func(n uint8) string { return tcp.State(n).JSON() }},
-		{"cause", &r.cause, tcp.NumCauses, func(n uint8) string { return tcp.Cause(n).String() }},
-		{"phase", &r.phase, tcp.NumPhases, func(n uint8) string { return tcp.Phase(n).String() }},
+		{"kind", &r.kind, false},
+		{"state", &r.state, false},
+		{"cause", &r.cause, false},
+		{"phase", &r.phase, false},
+		{"sample", &r.sample, false},
+		{"flag", &r.flags, true},
+		{"attempt_flag", &r.attemptFlags, true},
 	} {
+		if len(enums[e.name]) == 0 {
+			return nil, fmt.Errorf("the names of %s are missing", e.name)
+		}
 		known := make(map[string]uint8)
-		for n := range e.n {
-			known[e.text(uint8(n))] = uint8(n)
+		for n, name := range own[e.name] {
+			known[name] = uint8(n)
+		}
+		if e.bits {
+			renumberBits(e.to, enums[e.name], known)
+			continue
 		}
 		for i := range e.to {
 			e.to[i] = unknown
-		}
-		if len(enums[e.name]) == 0 {
-			return nil, fmt.Errorf("the names of %s are missing", e.name)
 		}
 		for n, name := range enums[e.name] {
 			if to, ok := known[name]; ok && n < 256 {
@@ -176,4 +183,15 @@ func newRenumbering(enums map[string]map[uint32]string) (*renumbering, error) {
 		}
 	}
 	return r, nil
+}
+
+// renumberBits makes the table of a set of bits: those that this version does not know are left out.
+func renumberBits(to *[256]uint8, theirs map[uint32]string, known map[string]uint8) {
+	for n := range to {
+		for bit, name := range theirs {
+			if uint32(n)&bit != 0 {
+				to[n] |= known[name]
+			}
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package recording
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,11 +33,14 @@ type Reader struct {
 	header Header
 	layout layouts
 	names  *renumbering
-	body   int64 // where the chunks after the header begin
+	id     uint32 // the checksum of the header, which segments and the footer repeat
+	body   int64  // where the chunks after the header begin
+	err    error  // of reading the file: not that it is too short
 
 	// Reused from segment to segment.
-	packed, raw, details []byte
-	batch                Batch
+	head                         [chunkHead]byte
+	packed, raw, details, search []byte
+	batch                        Batch
 }
 
 // Batch is some records of one table, in the order in which they were recorded. It is valid during the call
@@ -73,7 +77,9 @@ type Condition struct {
 	Damage     []Damage
 	// Records are how many of each table are there, and Missing how many are known to be missing.
 	Records, Missing [numTables]uint64
-	Segments         uint64
+	// Segments are how many are there, and MissingSegments how many are known to be missing: of them
+	// it may not be known which table's they were.
+	Segments, MissingSegments uint64
 	// Lost and Skipped are those of the footer, or else of the last Segment.
 	Lost, Skipped uint64
 	// LastNS is the latest time of a record; 0: there is none.
@@ -82,7 +88,7 @@ type Condition struct {
 
 // Complete reports whether everything is there that was recorded.
 func (c *Condition) Complete() bool {
-	return c.Footer != nil && c.Cut == 0 && len(c.Damage) == 0 && c.Missing == [numTables]uint64{}
+	return c.Footer != nil && c.Cut == 0 && len(c.Damage) == 0 && c.Missing == [numTables]uint64{} && c.MissingSegments == 0
 }
 
 // Damage is a piece of the file that is not as it was written.
@@ -138,19 +144,29 @@ func (r *Reader) at(offset int64, n int, into []byte) ([]byte, bool) {
 		into = make([]byte, n)
 	}
 	into = into[:n]
-	if got, err := r.src.ReadAt(into, offset); got != n && err != nil {
-		return nil, false
+	got, err := r.src.ReadAt(into, offset)
+	if got == n {
+		return into, true
 	}
-	return into, true
+	if err != nil && !errors.Is(err, io.EOF) { // it was longer once
+		r.err = err
+	}
+	return nil, false
 }
 
 func (r *Reader) readHeader() error {
 	head, ok := r.at(0, len(streamID)+chunkHead, nil)
+	if r.err != nil {
+		return r.err
+	}
 	if !ok || string(head[:len(streamID)]) != streamID || head[len(streamID)] != chunkHeader {
 		return ErrFormat
 	}
 	n := chunkLength(head[len(streamID):])
 	chunk, ok := r.at(int64(len(head)), n, nil)
+	if r.err != nil {
+		return r.err
+	}
 	if !ok {
 		return fmt.Errorf("%w: it ends in its header", ErrFormat)
 	}
@@ -172,6 +188,7 @@ func (r *Reader) readHeader() error {
 		return fmt.Errorf("%w: header: %w", ErrFormat, err)
 	}
 	r.names = names
+	r.id = le.Uint32(chunk[n-4:])
 	r.body = int64(len(head) + n)
 	return nil
 }
@@ -183,12 +200,17 @@ func (r *Reader) Check() (*Condition, error) { return r.Scan(Query{}, nil) }
 
 // Scan hands out the records that the query asks for, in the order of the file, and returns how much of
 // the file there is. What was not asked for is not looked at: its damage is not found. What is damaged is
-// left out, and in the Condition. Errors are those of visit, and of reading the file; visit may be nil.
+// left out, and in the Condition; an event whose details are is handed out without FlagOwner, FlagRefusals and
+// Holder. Errors are those of visit, and of reading the file; visit may be nil.
 func (r *Reader) Scan(q Query, visit func(*Batch) error) (*Condition, error) {
 	s := &scan{r: r, q: &q, visit: visit, c: &Condition{Bytes: r.size}, at: r.body}
+	r.err = nil
 	for s.at < r.size && s.c.Footer == nil {
 		if err := s.step(); err != nil {
 			return s.c, err
+		}
+		if r.err != nil {
+			return s.c, r.err
 		}
 	}
 	s.end()
@@ -206,13 +228,14 @@ type scan struct {
 	seq   uint64            // segment that is to come
 	// detail is the segment of details just before; Count is 0: there was none, or it could not be read.
 	detail Segment
+	tried  int // footers, by resync
 }
 
 // step takes the chunk at s.at.
 func (s *scan) step() error {
-	head, ok := s.r.at(s.at, chunkHead, nil)
+	head, ok := s.r.at(s.at, chunkHead, s.r.head[:])
 	if !ok {
-		s.cut()
+		s.resync("a chunk")
 		return nil
 	}
 	n := chunkLength(head)
@@ -221,7 +244,9 @@ func (s *scan) step() error {
 		return s.segment(n)
 	case kind == chunkFooter:
 		s.footer(n)
-	case kind == chunkStream || kind >= chunkHeader && kind <= chunkPadding:
+	case kind == chunkHeader:
+		s.resync("the begin of another recording")
+	case kind == chunkStream || kind > chunkHeader && kind <= chunkPadding:
 		// Of a later version, or of another program: passed over, as the framing format has it.
 		if s.at+chunkHead+int64(n) > s.r.size {
 			s.resync("a chunk that goes beyond the end")
@@ -232,12 +257,6 @@ func (s *scan) step() error {
 		s.resync("no chunk of a recording")
 	}
 	return nil
-}
-
-// cut ends the scan at a piece that is not whole.
-func (s *scan) cut() {
-	s.c.Cut = s.r.size - s.at
-	s.at = s.r.size
 }
 
 // damage notes a piece, and goes on after it.
@@ -255,124 +274,135 @@ const maxDamage = 1 << 16
 
 // segment takes a segment whose own chunk has a payload of n bytes.
 func (s *scan) segment(n int) error {
-	seg, length, ok := s.r.parseSegment(s.at, n)
+	seg, ok := s.r.parseSegment(s.at, n)
 	if !ok {
 		s.resync("a segment's description")
 		return nil
 	}
-	if length > s.r.size-s.at {
-		s.cut()
-		if known(seg.Table) && seg.First >= s.next[seg.Table] {
-			s.c.Missing[seg.Table] += seg.First - s.next[seg.Table] + uint64(seg.Count)
-		}
+	if seg.id != s.r.id {
+		s.resync("a segment of another recording")
 		return nil
 	}
-	if !known(seg.Table) {
-		s.at += length // of a later version
-		s.seq = max(s.seq, seg.Seq+1)
+	if seg.Seq < s.seq || known(seg.Table) && seg.First < s.next[seg.Table] {
+		s.resync("a segment that is out of order, or there twice")
 		return nil
 	}
-	if seg.Seq < s.seq || seg.First < s.next[seg.Table] {
-		s.damage(length, "a segment that was there already")
+	adjacent := seg.Seq == s.seq
+	s.c.MissingSegments += seg.Seq - s.seq
+	s.seq = seg.Seq + 1
+	whole := seg.end() <= s.r.size
+	switch {
+	case !known(seg.Table) && whole:
+		s.at = seg.end() // of a later version
 		return nil
-	}
-	if seg.Size != s.r.layout.size[seg.Table] {
-		s.damage(length, "a segment whose records have another size than the header says")
+	case !known(seg.Table):
+		s.resync("a segment that is not whole")
 		return nil
 	}
 	s.c.Missing[seg.Table] += seg.First - s.next[seg.Table]
-	adjacent := seg.Seq == s.seq
-	s.seq, s.next[seg.Table] = seg.Seq+1, seg.First+uint64(seg.Count)
+	s.next[seg.Table] = seg.First + uint64(seg.Count)
 	s.c.Segments++
 	s.c.Lost, s.c.Skipped = max(s.c.Lost, seg.Lost), max(s.c.Skipped, seg.Skipped)
 	if seg.Table != TableDetails {
 		s.c.LastNS = max(s.c.LastNS, seg.MaxNS)
 	}
-	err := s.records(&seg, length, adjacent)
-	return err
+	if !whole {
+		s.lose(&seg, "a segment that is not whole")
+		return nil
+	}
+	if seg.Size != s.r.layout.size[seg.Table] {
+		s.lose(&seg, "a segment whose records have another size than the header says")
+		return nil
+	}
+	return s.records(&seg, adjacent)
+}
+
+// lose notes that a segment's records can't be had, and goes on at what is whole after it.
+func (s *scan) lose(seg *Segment, what string) {
+	s.detail.Count = 0
+	s.c.Missing[seg.Table] += uint64(seg.Count)
+	s.resync(what)
 }
 
 // records takes what is in a segment.
-func (s *scan) records(seg *Segment, length int64, adjacent bool) error {
+func (s *scan) records(seg *Segment, adjacent bool) error {
+	some := len(s.q.Tables) > 0 || s.q.Want != nil
 	if seg.Table == TableDetails {
-		// Read when the events that follow are, unless everything is.
 		s.detail = *seg
-		if s.q.Tables != nil || s.q.Want != nil {
-			s.c.Records[seg.Table] += uint64(seg.Count)
-			s.at += length
-			return nil
-		}
-	}
-	if seg.Table != TableDetails && !s.q.wants(seg) {
-		s.c.Records[seg.Table] += uint64(seg.Count)
-		s.at += length
-		s.detail.Count = 0
-		return nil
-	}
-	into := &s.r.raw
-	if seg.Table == TableDetails {
-		into = &s.r.details
-	}
-	if err := s.r.unpack(seg, into); err != nil {
-		s.c.Missing[seg.Table] += uint64(seg.Count)
-		if seg.Table == TableDetails {
-			s.detail.Count = 0
-		}
-		s.damage(length, err.Error())
-		return nil
-	}
-	s.c.Records[seg.Table] += uint64(seg.Count)
-	s.at += length
-	if seg.Table == TableDetails {
-		return nil
-	}
-	details := 0
-	if seg.Table == TableEvents && adjacent && s.detail.Count > 0 && s.detail.Seq+1 == seg.Seq {
-		details = s.detail.Count
-		if s.q.Tables != nil || s.q.Want != nil {
-			if s.r.unpack(&s.detail, &s.r.details) != nil {
-				s.c.Records[TableDetails] -= uint64(details)
-				s.c.Missing[TableDetails] += uint64(details)
-				s.c.Damage = append(s.c.Damage, Damage{s.detail.offset, s.detail.data - s.detail.offset + int64(s.detail.Length), "details"})
-				details = 0
+		if !some { // else it is read when the events that follow are
+			if err := s.r.unpack(seg, &s.r.details); err != nil {
+				s.lose(seg, err.Error())
+				return nil
 			}
 		}
+		s.take(seg)
+		return nil
 	}
+	detail := s.detail
 	s.detail.Count = 0
+	if !s.q.wants(seg) {
+		s.take(seg)
+		return nil
+	}
+	if err := s.r.unpack(seg, &s.r.raw); err != nil {
+		s.lose(seg, err.Error())
+		return nil
+	}
+	s.take(seg)
+	if seg.Table != TableEvents || !adjacent || detail.Seq+1 != seg.Seq {
+		detail.Count = 0
+	}
+	if some && detail.Count > 0 && s.r.unpack(&detail, &s.r.details) != nil {
+		s.c.Records[TableDetails] -= uint64(detail.Count)
+		s.c.Missing[TableDetails] += uint64(detail.Count)
+		if len(s.c.Damage) < maxDamage {
+			s.c.Damage = append(s.c.Damage, Damage{detail.offset, detail.end() - detail.offset, "details that can't be read"})
+		}
+		detail.Count = 0
+	}
 	if s.visit == nil {
 		return nil
 	}
-	s.r.decode(seg, details)
+	s.r.decode(seg, detail.Count)
 	return s.visit(&s.r.batch)
+}
+
+// take counts a segment's records, and goes on after it.
+func (s *scan) take(seg *Segment) {
+	s.c.Records[seg.Table] += uint64(seg.Count)
+	s.at = seg.end()
 }
 
 func known(t Table) bool { return t > 0 && t < numTables }
 
-// parseSegment reads a segment's chunk; length is that of all its chunks.
-func (r *Reader) parseSegment(at int64, n int) (seg Segment, length int64, ok bool) {
+// parseSegment reads a segment's chunk.
+func (r *Reader) parseSegment(at int64, n int) (seg Segment, ok bool) {
 	if n > maxSegmentChunk {
-		return seg, 0, false
+		return seg, false
 	}
 	chunk, ok := r.at(at+chunkHead, n, r.packed)
 	if !ok {
-		return seg, 0, false
+		return seg, false
 	}
 	r.packed = chunk
 	p, ok := payloadOf(chunk, magicSegment)
 	if !ok || seg.parse(p) != nil {
-		return seg, 0, false
+		return seg, false
 	}
 	seg.offset, seg.data = at, at+chunkHead+int64(n)
-	return seg, chunkHead + int64(n) + int64(seg.Length), true
+	return seg, true
 }
 
 // unpack reads the records of a segment.
 func (r *Reader) unpack(seg *Segment, into *[]byte) error {
 	packed, ok := r.at(seg.data, seg.Length, r.packed)
 	if !ok {
-		return errors.New("can't be read")
+		return errors.New("records that can't be read")
 	}
 	r.packed = packed
+	if crc32.Checksum(packed, castagnoli) != seg.sum {
+		return errors.New("records that are not as they were written")
+	}
 	want := seg.Count * seg.Size
 	out := (*into)[:0]
 	if cap(out) < want {
@@ -443,7 +473,7 @@ func (r *Reader) decode(seg *Segment, details int) {
 	case TableSamples:
 		b.Samples = grow(b.Samples, seg.Count)
 		for i := range b.Samples {
-			r.layout.sample.get(r.raw[i*seg.Size:], &b.Samples[i])
+			r.layout.sample.get(r.raw[i*seg.Size:], &b.Samples[i], r.names)
 		}
 	}
 }
@@ -459,27 +489,23 @@ func grow[T any](s []T, n int) []T {
 // addDetails gives events what is known of some of them. Both are in the order of Seq.
 func (r *Reader) addDetails(events []tcp.Event, n int) {
 	l, size := &r.layout.detail, r.layout.size[TableDetails]
-	i := 0
-	for d := range n {
-		b := r.details[d*size:]
-		seq := le.Uint64(b[l.seq:])
-		for i < len(events) && events[i].Seq < seq {
-			i++
+	d := 0
+	for i := range events {
+		ev := &events[i]
+		for d < n && le.Uint64(r.details[d*size+l.seq:]) < ev.Seq {
+			d++
 		}
-		if i < len(events) && events[i].Seq == seq {
-			l.get(b, &events[i], r.names)
+		if d < n && le.Uint64(r.details[d*size+l.seq:]) == ev.Seq {
+			l.get(r.details[d*size:], ev, r.names)
+		} else {
+			ev.Flags &^= tcp.FlagOwner | tcp.FlagRefusals
 		}
 	}
 }
 
 // footer takes the chunk that ends a recording.
 func (s *scan) footer(n int) {
-	chunk, ok := s.r.at(s.at+chunkHead, n, nil)
-	if !ok {
-		s.cut()
-		return
-	}
-	foot, ok := parseFooter(chunk)
+	foot, ok := s.r.parseFooter(s.at, n)
 	if !ok {
 		s.resync("the footer")
 		return
@@ -494,15 +520,20 @@ func (s *scan) footer(n int) {
 // maxFooter bounds a footer's text.
 const maxFooter = 1 << 28
 
-func parseFooter(chunk []byte) (*Footer, bool) {
-	p, ok := payloadOf(chunk, magicFooter)
+// parseFooter reads a footer's chunk; false: it is none, or not of this recording.
+func (r *Reader) parseFooter(at int64, n int) (*Footer, bool) {
+	chunk, ok := r.at(at+chunkHead, n, nil)
 	if !ok {
 		return nil, false
 	}
-	if n, err := s2.DecodedLen(p); err != nil || n > maxFooter {
+	p, ok := payloadOf(chunk, magicFooter)
+	if !ok || len(p) < 4 || le.Uint32(p) != r.id {
 		return nil, false
 	}
-	text, err := s2.Decode(nil, p)
+	if n, err := s2.DecodedLen(p[4:]); err != nil || n > maxFooter {
+		return nil, false
+	}
+	text, err := s2.Decode(nil, p[4:])
 	if err != nil {
 		return nil, false
 	}
@@ -515,60 +546,68 @@ func parseFooter(chunk []byte) (*Footer, bool) {
 
 // end adds what the footer knows to be missing.
 func (s *scan) end() {
-	if s.c.Footer == nil {
+	foot := s.c.Footer
+	if foot == nil {
 		return
 	}
-	s.c.Lost, s.c.Skipped = max(s.c.Lost, s.c.Footer.Lost), max(s.c.Skipped, s.c.Footer.Skipped)
+	s.c.Lost, s.c.Skipped = max(s.c.Lost, foot.Lost), max(s.c.Skipped, foot.Skipped)
+	if foot.Segments > s.seq {
+		s.c.MissingSegments += foot.Segments - s.seq
+	}
 	for t := TableEvents; t < numTables; t++ {
-		if all := s.c.Footer.Records[t.String()]; all > s.next[t] {
+		if all := foot.Records[t.String()]; all > s.next[t] {
 			s.c.Missing[t] += all - s.next[t]
 		}
 	}
 }
 
-// resync goes on at the next chunk of our own that is whole.
+// resync notes that the file is damaged here, and goes on at the next chunk of our own that is whole; there is
+// none: the file is cut here.
 func (s *scan) resync(what string) {
-	const window = 1 << 20
-	var buf []byte
+	window := 4 << 10 // mostly it is near
 	for at := s.at + 1; at < s.r.size; {
-		n := int(min(window, s.r.size-at))
-		b, ok := s.r.at(at, n, buf)
+		b, ok := s.r.at(at, int(min(int64(window), s.r.size-at)), s.r.search)
 		if !ok {
 			break
 		}
-		buf = b
-		for i := 0; i+chunkHead+4 <= len(b); i++ {
-			if b[i] != chunkSegment && b[i] != chunkFooter {
-				continue
+		s.r.search = b
+		for i := chunkHead; ; i++ {
+			skip := bytes.Index(b[min(i, len(b)):], []byte(magicCommon))
+			if skip < 0 {
+				break
 			}
-			switch string(b[i+chunkHead : i+chunkHead+4]) {
-			case magicSegment, magicFooter:
-				if s.whole(at+int64(i), b[i:i+chunkHead]) {
-					s.damage(at+int64(i)-s.at, what)
-					return
-				}
+			i += skip
+			if from := at + int64(i-chunkHead); s.whole(from, b[i-chunkHead:i]) {
+				s.damage(from-s.at, what)
+				return
 			}
 		}
-		if n < window {
+		if len(b) < window {
 			break
 		}
-		at += int64(n - chunkHead - 4)
+		at += int64(len(b) - chunkHead - len(magicCommon) + 1)
+		window = min(2*window, 1<<20)
 	}
 	s.c.Cut += s.r.size - s.at
 	s.at = s.r.size
 }
 
+// maxTried bounds the places at which a footer is looked for: each can be long.
+const maxTried = 1000
+
 // whole reports whether a chunk of our own is at a place.
 func (s *scan) whole(at int64, head []byte) bool {
 	n := chunkLength(head)
-	if head[0] == chunkSegment {
-		_, _, ok := s.r.parseSegment(at, n)
+	switch head[0] {
+	case chunkSegment:
+		_, ok := s.r.parseSegment(at, n)
+		return ok
+	case chunkFooter:
+		if s.tried++; s.tried > maxTried {
+			return false
+		}
+		_, ok := s.r.parseFooter(at, n)
 		return ok
 	}
-	chunk, ok := s.r.at(at+chunkHead, n, nil)
-	if !ok {
-		return false
-	}
-	_, ok = parseFooter(chunk)
-	return ok
+	return false
 }

@@ -32,6 +32,7 @@ const maxChunk = 1<<24 - 1
 
 // What our own chunks begin with, so that they can be found in a damaged file.
 const (
+	magicCommon  = "TWR"
 	magicHeader  = "TWRH"
 	magicSegment = "TWRS"
 	magicFooter  = "TWRF"
@@ -75,12 +76,18 @@ type Segment struct {
 	// Lost and Skipped are as in Sample, as far as known when the segment was written.
 	Lost, Skipped uint64
 
+	id  uint32 // the checksum of the file's header: that of another file has another
+	sum uint32 // CRC32C of the chunks as they are in the file
+
 	errnos         [4]uint64 // a bit for each number's lowest eight
 	cookies, ports bitmap
 
 	offset int64 // of the segment's own chunk in the file
 	data   int64 // of the chunks
 }
+
+// end is where the segment's chunks end in the file.
+func (s *Segment) end() int64 { return s.data + int64(s.Length) }
 
 // bitmap is a set that may say yes too often: a bit for each value's hash.
 type bitmap []byte
@@ -163,6 +170,7 @@ func (s *Segment) append(b []byte) []byte {
 	le.PutUint16(p[2:], uint16(s.Size))
 	le.PutUint32(p[4:], uint32(s.Count))
 	le.PutUint32(p[8:], uint32(s.Length))
+	le.PutUint32(p[12:], s.id)
 	le.PutUint64(p[16:], s.Seq)
 	le.PutUint64(p[24:], s.First)
 	le.PutUint64(p[32:], uint64(s.MinNS))
@@ -171,6 +179,7 @@ func (s *Segment) append(b []byte) []byte {
 	le.PutUint64(p[56:], uint64(s.MaxCookie))
 	le.PutUint64(p[64:], s.Lost)
 	le.PutUint64(p[72:], s.Skipped)
+	le.PutUint32(p[80:], s.sum) // 84 to 95 are 0
 	for i, w := range s.errnos {
 		le.PutUint64(p[96+8*i:], w)
 	}
@@ -192,20 +201,26 @@ func (s *Segment) parse(p []byte) error {
 		MinNS: int64(le.Uint64(p[32:])), MaxNS: int64(le.Uint64(p[40:])),
 		MinCookie: tcp.Cookie(le.Uint64(p[48:])), MaxCookie: tcp.Cookie(le.Uint64(p[56:])),
 		Lost: le.Uint64(p[64:]), Skipped: le.Uint64(p[72:]),
+		id: le.Uint32(p[12:]), sum: le.Uint32(p[80:]),
 	}
 	for i := range s.errnos {
 		s.errnos[i] = le.Uint64(p[96+8*i:])
 	}
 	half := 1 << p[1] / 8
 	s.cookies, s.ports = append(bitmap(nil), p[segmentFixed:segmentFixed+half]...), append(bitmap(nil), p[segmentFixed+half:]...)
-	if s.Count < 1 || s.Count > maxRecords || s.Size < 1 || s.Size > maxRecordSize || s.Length > maxSegmentData {
+	if s.Count < 1 || s.Count > maxRecords || s.Size < 1 || s.Count*s.Size > maxSegmentData || s.Length > maxSegmentData {
 		return fmt.Errorf("a segment of %d records of %d bytes", s.Count, s.Size)
+	}
+	if s.First > maxNumber || s.Seq > maxNumber {
+		return fmt.Errorf("segment %d with record %d", s.Seq, s.First)
 	}
 	return nil
 }
 
-// maxRecords bounds the records of a segment, and maxSegmentData its chunks, so that a reader's memory is.
+// maxRecords bounds the records of a segment, and maxSegmentData its chunks and what is in them, so that
+// a reader's memory is. Sums of numbers up to maxNumber do not overflow.
 const (
 	maxRecords     = 1 << 16
-	maxSegmentData = 1 << 26
+	maxSegmentData = 1 << 25
+	maxNumber      = 1 << 62
 )

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -31,7 +32,7 @@ type Options struct {
 	// Create makes a file, or empties it; nil: os.Create.
 	Create func(name string) (*os.File, error)
 	// OnStop, if set, is called once if the recording can't go on, from a goroutine of the Writer:
-	// the disk is full. What is handed over later is counted and dropped.
+	// the disk is full. What is handed over later is counted and dropped. It must not call the Writer.
 	OnStop func(error)
 	// Now returns a moment by three clocks; nil: the kernel's.
 	Now func() Clock
@@ -68,10 +69,28 @@ type Writer struct {
 	done  chan struct{}
 
 	lost, skipped atomic.Uint64
-	due, rotating atomic.Bool // a rotation is wanted, is queued
+	rotation      atomic.Uint32 // one of those below
 
-	file file // of the writing goroutine alone, and of Close after its end
+	closing  sync.Once
+	closeErr error
+
+	// The rest is of the writing goroutine alone, and of Close after its end.
+
+	header  Header
+	file    *file
+	names   []string // of parts that are there
+	stopped *Stopped
+	out     []byte
+	data    bytes.Buffer
+	snappy  *s2.Writer
 }
+
+// The values of Writer.rotation.
+const (
+	noRotation uint32 = iota
+	rotationDue
+	rotationQueued
+)
 
 // buffer is records of one table on their way to the file.
 type buffer struct {
@@ -85,17 +104,12 @@ type buffer struct {
 type file struct {
 	f        *os.File
 	name     string
-	header   Header
-	names    []string // of parts that are there
+	id       uint32 // the checksum of its header
 	reserve  reserve
 	begun    time.Time
 	offset   int64 // of what is written whole
 	segments uint64
 	records  [numTables]uint64
-	stopped  *Stopped
-	out      []byte
-	data     bytes.Buffer
-	snappy   *s2.Writer
 	syncing  chan error // the result of a sync under way; nil: none is
 	synced   time.Time
 	dirty    bool
@@ -122,14 +136,15 @@ func Create(name string, h Header, opts Options) (*Writer, error) {
 		done: make(chan struct{}),
 	}
 	h.Schema, h.Version, h.Tables = Schema, Version, w.layout.describe()
-	all := enums()
+	all := ownEnums()
 	for name, e := range h.Enums {
 		all[name] = e
 	}
 	h.Enums = all
-	w.file.header = h
-	w.file.snappy = s2.NewWriter(&w.file.data, s2.WriterConcurrency(1), s2.WriterSnappyCompat())
-	if err := w.begin(); err != nil {
+	w.header = h
+	w.snappy = s2.NewWriter(&w.data, s2.WriterConcurrency(1), s2.WriterSnappyCompat())
+	var err error
+	if w.file, err = w.begin(); err != nil {
 		return nil, err
 	}
 	go w.run()
@@ -202,17 +217,15 @@ func (w *Writer) SetLoss(lost, skipped uint64) {
 }
 
 // RotationDue reports whether the next file should begin: the caller says when, with Rotate.
-func (w *Writer) RotationDue() bool { return w.due.Load() }
+func (w *Writer) RotationDue() bool { return w.rotation.Load() == rotationDue }
 
 // Rotate ends the file with what was handed over so far, and begins the next, if one is due.
 func (w *Writer) Rotate() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.closed || !w.due.Load() {
+	if w.closed || !w.rotation.CompareAndSwap(rotationDue, rotationQueued) {
 		return
 	}
-	w.rotating.Store(true)
-	w.due.Store(false)
 	w.passAll()
 	w.rows = 0
 	w.queue <- &buffer{rotate: true}
@@ -233,7 +246,9 @@ func (w *Writer) room(t Table) []byte {
 		b.raw = append(make([]byte, 0, min(4*need, perSegment*size)), b.raw[:at]...)
 	}
 	b.raw = b.raw[:at+size]
-	return b.raw[at:]
+	record := b.raw[at:]
+	clear(record[size-8:]) // the end may have no field
+	return record
 }
 
 // take returns an empty buffer, and waits for one if there are enough. The caller holds mu.
@@ -295,7 +310,11 @@ func (w *Writer) flush() (again <-chan time.Time) {
 		w.passAll()
 	}
 	w.mu.Unlock()
-	w.file.sync(w.opts.SyncEvery)
+	if w.stopped == nil {
+		if err := w.file.sync(w.opts.SyncEvery); err != nil {
+			w.stop(err)
+		}
+	}
 	if w.opts.RotateAge > 0 && time.Since(w.file.begun) >= w.opts.RotateAge {
 		w.rotateSoon()
 	}
@@ -303,29 +322,24 @@ func (w *Writer) flush() (again <-chan time.Time) {
 }
 
 // rotateSoon asks for a rotation, unless one is on its way.
-func (w *Writer) rotateSoon() {
-	if !w.rotating.Load() {
-		w.due.Store(true)
-	}
-}
+func (w *Writer) rotateSoon() { w.rotation.CompareAndSwap(noRotation, rotationDue) }
 
 // write writes a buffer as a segment, and frees it.
 func (w *Writer) write(b *buffer) {
-	f := &w.file
 	if b.rotate {
 		w.next()
-		w.rotating.Store(false)
+		w.rotation.Store(noRotation)
 		return
 	}
-	if f.stopped == nil {
+	if w.stopped == nil {
 		if err := w.segment(b); err != nil {
 			w.stop(err)
 		}
 	}
-	if f.stopped != nil {
-		f.stopped.Dropped[b.table.String()] += uint64(b.n)
+	if w.stopped != nil {
+		w.stopped.Dropped[b.table.String()] += uint64(b.n)
 	}
-	if w.opts.RotateSize > 0 && f.offset >= w.opts.RotateSize {
+	if w.opts.RotateSize > 0 && w.file.offset >= w.opts.RotateSize {
 		w.rotateSoon()
 	}
 	b.raw = b.raw[:0]
@@ -334,20 +348,20 @@ func (w *Writer) write(b *buffer) {
 
 // segment appends a segment to the file.
 func (w *Writer) segment(b *buffer) error {
-	f := &w.file
+	f := w.file
 	s := Segment{
-		Table: b.table, Seq: f.segments, First: f.records[b.table], Size: w.layout.size[b.table],
+		id: f.id, Table: b.table, Seq: f.segments, First: f.records[b.table], Size: w.layout.size[b.table],
 		Lost: w.lost.Load(), Skipped: w.skipped.Load(),
 	}
 	w.index(&s, b)
-	f.data.Reset()
-	if err := errors.Join(f.snappy.EncodeBuffer(b.raw), f.snappy.Flush()); err != nil {
+	w.data.Reset()
+	if err := errors.Join(w.snappy.EncodeBuffer(b.raw), w.snappy.Flush()); err != nil {
 		return fmt.Errorf("compress: %w", err)
 	}
-	data := bytes.TrimPrefix(f.data.Bytes(), []byte(streamID)) // the file has begun with it
-	s.Length = len(data)
-	f.out = append(s.append(f.out[:0]), data...)
-	if err := f.append(f.out); err != nil {
+	data := bytes.TrimPrefix(w.data.Bytes(), []byte(streamID)) // the file has begun with it
+	s.Length, s.sum = len(data), crc32.Checksum(data, castagnoli)
+	w.out = append(s.append(w.out[:0]), data...)
+	if err := f.append(w.out); err != nil {
 		return err
 	}
 	f.segments++
@@ -381,31 +395,28 @@ func (w *Writer) index(s *Segment, b *buffer) {
 }
 
 // begin makes the next file and writes what it begins with.
-func (w *Writer) begin() error {
-	f := &w.file
-	f.header.Part++
-	f.name = w.partName(f.header.Part)
-	f.header.Clock = w.opts.Now()
-	text, err := json.Marshal(&f.header)
+func (w *Writer) begin() (*file, error) {
+	w.header.Part++
+	w.header.Clock = w.opts.Now()
+	text, err := json.Marshal(&w.header)
 	if err != nil {
-		return fmt.Errorf("write the header of a recording: %w", err)
+		return nil, fmt.Errorf("write the header of a recording: %w", err)
 	}
 	version := le.AppendUint32(nil, Version)
 	head := appendChunk([]byte(streamID), chunkHeader, magicHeader, append(version, text...))
 	if len(head) > maxChunk {
-		return fmt.Errorf("write the header of a recording: it has %d bytes", len(head))
+		return nil, fmt.Errorf("write the header of a recording: it has %d bytes", len(head))
 	}
+	f := &file{name: w.partName(w.header.Part), id: le.Uint32(head[len(head)-4:]), begun: time.Now(), synced: time.Now()}
 	if f.f, err = w.opts.Create(f.name); err != nil {
-		return err // names the file
+		return nil, err // names the file
 	}
-	f.names = append(f.names, f.name)
-	f.begun, f.synced = time.Now(), time.Now()
-	f.offset, f.segments, f.records = 0, 0, [numTables]uint64{}
 	f.reserve = newReserve(f.name)
 	if err := f.append(head); err != nil {
-		return errors.Join(err, f.f.Close(), f.reserve.free())
+		return nil, errors.Join(err, f.f.Close(), f.reserve.free())
 	}
-	return nil
+	w.names = append(w.names, f.name)
+	return f, nil
 }
 
 // append writes what must be in the file wholly or not at all.
@@ -420,36 +431,43 @@ func (f *file) append(b []byte) error {
 
 // stop ends the recording before its time; the file stays as it was flushed last.
 func (w *Writer) stop(err error) {
-	w.file.stopped = &Stopped{MonoNS: clock.Mono(), Cause: err.Error(), Dropped: make(map[string]uint64)}
+	w.stopped = &Stopped{MonoNS: clock.Mono(), Cause: err.Error(), Dropped: make(map[string]uint64)}
 	if w.opts.OnStop != nil {
 		w.opts.OnStop(err)
 	}
 }
 
-// next ends a part of a rotated recording and begins another.
+// next begins another part of a rotated recording, and ends the one before: if there can be no other, the
+// one that is there says why.
 func (w *Writer) next() {
-	f := &w.file
-	if f.stopped != nil {
+	if w.stopped != nil {
 		return
 	}
 	foot := w.footer(nil)
-	foot.Next = w.partName(f.header.Part + 1)
-	if err := errors.Join(w.finish(foot), w.begin()); err != nil {
+	last := w.file
+	f, err := w.begin()
+	if err != nil {
 		w.stop(err)
 		return
 	}
-	if w.opts.Keep > 0 && len(f.names) > w.opts.Keep {
+	w.file = f
+	foot.Next = f.name
+	if err := last.finish(foot); err != nil {
+		w.stop(err)
+		return
+	}
+	if w.opts.Keep > 0 && len(w.names) > w.opts.Keep {
 		// One that somebody else has removed is gone as well.
-		_ = os.Remove(f.names[0])
-		f.names = f.names[1:]
+		_ = os.Remove(w.names[0])
+		w.names = w.names[1:]
 	}
 }
 
 func (w *Writer) footer(summary json.RawMessage) *Footer {
-	f := &w.file
+	f := w.file
 	foot := &Footer{
 		Schema: FooterSchema, Records: make(map[string]uint64), Segments: f.segments, Clock: w.opts.Now(),
-		Lost: w.lost.Load(), Skipped: w.skipped.Load(), Stopped: f.stopped, Summary: summary,
+		Lost: w.lost.Load(), Skipped: w.skipped.Load(), Stopped: w.stopped, Summary: summary,
 	}
 	for t := TableEvents; t < numTables; t++ {
 		foot.Records[t.String()] = f.records[t]
@@ -458,49 +476,51 @@ func (w *Writer) footer(summary json.RawMessage) *Footer {
 }
 
 // finish writes the footer into the room that was kept for it, and closes the file.
-func (w *Writer) finish(foot *Footer) error {
-	f := &w.file
+func (f *file) finish(foot *Footer) error {
+	var errs []error
 	if f.syncing != nil {
-		<-f.syncing // its error is met again below
+		errs = append(errs, <-f.syncing) // the kernel says so once
 		f.syncing = nil
 	}
+	errs = append(errs, f.reserve.free())
+	err := f.end(foot)
+	if err != nil && foot.Summary != nil {
+		foot.Summary = nil // it is made again from the records
+		err = f.end(foot)
+	}
+	return errors.Join(append(errs, err, dataSync(f.f), f.f.Close())...)
+}
+
+// end appends the footer.
+func (f *file) end(foot *Footer) error {
 	text, err := json.Marshal(foot)
 	if err != nil {
 		return fmt.Errorf("write the footer of a recording: %w", err)
 	}
-	chunk := appendFooter(text)
+	chunk := appendChunk(nil, chunkFooter, magicFooter, append(le.AppendUint32(nil, f.id), s2.EncodeSnappy(nil, text)...))
 	if len(chunk) > maxChunk {
-		foot.Summary = nil // it is made again from the records
-		if text, err = json.Marshal(foot); err != nil {
-			return fmt.Errorf("write the footer of a recording: %w", err)
-		}
-		chunk = appendFooter(text)
+		return fmt.Errorf("write the footer of a recording: it has %d bytes", len(chunk))
 	}
-	err = errors.Join(f.reserve.free(), f.append(chunk), f.f.Sync(), f.f.Close())
-	f.dirty = false
-	return err
+	return f.append(chunk)
 }
 
-func appendFooter(text []byte) []byte {
-	return appendChunk(nil, chunkFooter, magicFooter, s2.EncodeSnappy(nil, text))
-}
-
-// Close writes what was handed over, and the footer with a summary, and closes the file. Names returns
-// the files after it as before. It may be called again, and then does nothing. An error that OnStop was given
-// is not returned again.
+// Close writes what was handed over, and the footer with a summary, and closes the file. Names and Size
+// tell of the files after it. Called again, it waits for the first call and returns what that did. An error
+// that OnStop was given is not returned again.
 func (w *Writer) Close(summary json.RawMessage) error {
+	w.closing.Do(func() { w.closeErr = w.close(summary) })
+	return w.closeErr
+}
+
+func (w *Writer) close(summary json.RawMessage) error {
 	w.mu.Lock()
-	if w.closed {
-		w.mu.Unlock()
-		return nil
-	}
 	w.closed = true
 	w.passAll()
 	close(w.queue)
 	w.mu.Unlock()
 	<-w.done
-	stopped := w.file.stopped != nil
-	err := w.finish(w.footer(summary))
+	stopped := w.stopped != nil
+	err := w.file.finish(w.footer(summary))
 	if err != nil && !stopped {
 		return fmt.Errorf("end the recording: %w", err)
 	}
@@ -508,25 +528,31 @@ func (w *Writer) Close(summary json.RawMessage) error {
 }
 
 // Names are the files that hold the recording, the oldest first. It is called after Close.
-func (w *Writer) Names() []string { return w.file.names }
+func (w *Writer) Names() []string { return w.names }
 
 // Size is the length of the last file, in bytes. It is called after Close.
 func (w *Writer) Size() int64 { return w.file.offset }
 
-// sync writes the file to the disk if it is time, without waiting for that.
-func (f *file) sync(every time.Duration) {
+// sync writes the file to the disk if it is time, without waiting for that. An error is of the sync before:
+// the kernel tells of one that it had with the disk once, and forgets it.
+func (f *file) sync(every time.Duration) error {
 	if f.syncing != nil {
 		select {
-		case <-f.syncing: // an error that lasts is met by the next write, or by the last sync
+		case err := <-f.syncing:
 			f.syncing = nil
+			if err != nil {
+				return err
+			}
 		default:
-			return
+			return nil
 		}
 	}
-	if f.stopped != nil || !f.dirty || time.Since(f.synced) < every {
-		return
+	if !f.dirty || time.Since(f.synced) < every {
+		return nil
 	}
 	f.dirty, f.synced = false, time.Now()
-	f.syncing = make(chan error, 1)
-	go func(to *os.File, result chan<- error) { result <- dataSync(to) }(f.f, f.syncing)
+	result := make(chan error, 1)
+	f.syncing = result
+	go func(to *os.File) { result <- dataSync(to) }(f.f)
+	return nil
 }
