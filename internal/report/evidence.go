@@ -118,7 +118,7 @@ func (f *failure) evidence(s *Summary, v verdict.Verdict, started int64) map[str
 func states(t *timeline.Timeline) string {
 	var b strings.Builder
 	for _, step := range t.Events() {
-		if step.Old == step.New {
+		if step.Kind != tcp.KindState || step.Old == step.New {
 			continue
 		}
 		if b.Len() == 0 {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -49,9 +50,10 @@ type replay struct {
 	marks   []timeline.Mark
 	reasons map[uint32]int
 	kinds   map[tcp.Kind]uint64
-	loop    Loop  // under way
-	begun   int64 // its first attempt, CLOCK_MONOTONIC ns; 0: there is none
-	ended   int64 // its last attempt
+	ends    []recording.Sample // of loops, those that are to come
+	loop    Loop               // under way
+	begun   int64              // its first attempt, CLOCK_MONOTONIC ns; 0: there is none
+	ended   int64              // its last attempt
 }
 
 func newReplay(h *recording.Header) (*replay, error) {
@@ -94,11 +96,14 @@ func (p *replay) run(r *recording.Reader) error {
 	// When loops ended first: how things stood then is asked of the stream as it passes.
 	_, err := r.Scan(recording.Query{Tables: []recording.Table{recording.TableSamples}}, func(b *recording.Batch) error {
 		for i := range b.Samples {
-			switch s := &b.Samples[i]; {
-			case s.Kind == recording.SampleWarm:
+			switch s := &b.Samples[i]; s.Kind {
+			case recording.SampleWarm:
 				p.builder.WarmUntil(s.MonoNS)
-			case s.Kind == recording.SampleLoop && p.joiner != nil:
-				p.joiner.MarkAt(int(s.Loop), s.MonoNS)
+			case recording.SampleLoop:
+				p.ends = append(p.ends, *s)
+				if p.joiner != nil {
+					p.joiner.MarkAt(int(s.Loop), s.MonoNS)
+				}
 			}
 		}
 		return nil
@@ -106,12 +111,10 @@ func (p *replay) run(r *recording.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.Scan(recording.Query{}, func(b *recording.Batch) error {
+	tables := []recording.Table{recording.TableEvents, recording.TableAttempts}
+	_, err = r.Scan(recording.Query{Tables: tables}, func(b *recording.Batch) error {
 		p.events(b.Events)
 		p.attempts(b.Attempts)
-		for i := range b.Samples {
-			p.sample(&b.Samples[i])
-		}
 		return nil
 	})
 	return err
@@ -129,7 +132,23 @@ func (p *replay) events(events []tcp.Event) {
 	}
 }
 
+// attempts takes attempts, which come loop by loop.
 func (p *replay) attempts(attempts []tcp.Attempt) {
+	for len(attempts) > 0 {
+		loop := int(attempts[0].Loop)
+		n := 1
+		for n < len(attempts) && int(attempts[n].Loop) == loop {
+			n++
+		}
+		p.endLoops(loop - 1)
+		p.loop.Loop = max(p.loop.Loop, loop)
+		p.some(attempts[:n])
+		attempts = attempts[n:]
+	}
+}
+
+// some takes attempts of the loop under way.
+func (p *replay) some(attempts []tcp.Attempt) {
 	p.builder.Attempts(attempts)
 	for i := range attempts {
 		a := &attempts[i]
@@ -152,26 +171,29 @@ func (p *replay) attempts(attempts []tcp.Attempt) {
 	}
 }
 
-func (p *replay) sample(s *recording.Sample) {
-	if s.Kind != recording.SampleLoop {
-		return
+// endLoops ends those up to a number whose end was recorded.
+func (p *replay) endLoops(last int) {
+	for len(p.ends) > 0 && int(p.ends[0].Loop) <= last {
+		s := &p.ends[0]
+		p.ends = p.ends[1:]
+		p.builder.LoopDone(int(s.Loop), int(s.Started), int(s.Finished), int(s.Failed), time.Duration(s.DurationNS))
+		if p.joiner == nil && s.TimeWait >= 0 {
+			n := int(s.TimeWait)
+			p.builder.SetLoop(int(s.Loop), &n, nil)
+		}
+		p.loop, p.begun, p.ended = Loop{Loop: int(s.Loop) + 1}, 0, 0
 	}
-	p.builder.LoopDone(int(s.Loop), int(s.Started), int(s.Finished), int(s.Failed), time.Duration(s.DurationNS))
-	if p.joiner == nil && s.TimeWait >= 0 {
-		n := int(s.TimeWait)
-		p.builder.SetLoop(int(s.Loop), &n, nil)
-	}
-	p.loop, p.begun, p.ended = Loop{Loop: int(s.Loop) + 1}, 0, 0
 }
 
 // sumUp completes the summary of a recording that lacks its own.
 func (p *replay) sumUp(c *recording.Condition) *Summary {
 	s := p.summary
+	p.endLoops(math.MaxInt)
 	if p.loop.Attempts > 0 { // it had not ended
 		p.builder.LoopDone(p.loop.Loop, p.loop.Attempts, p.loop.Finished, p.loop.Failed, time.Duration(p.ended-p.begun))
 	}
 	s.Interrupted, s.StoppedBy = true, StoppedByEnd
-	s.CrossCheck = []CrossCheck{}
+	s.CrossCheck, s.TimeWait.Sides = []CrossCheck{}, make(map[string]SideTimeWait)
 	s.AddResets(p.reasons, p.header.Enums["rst_reason"])
 	e := &s.Events
 	e.ByKind, e.LostByKind, e.Programs = make(map[string]uint64), make(map[string]uint64), []Program{}

@@ -54,6 +54,7 @@ func do(t *testing.T, opts Options) *report.Summary {
 			inner(l)
 		}
 	}
+	file := record(t, &opts)
 	ctx := t.Context()
 	s, err := Run(ctx, opts)
 	if errors.Is(err, netlab.ErrNoSetting) {
@@ -62,6 +63,7 @@ func do(t *testing.T, opts Options) *report.Summary {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkRecording(t, s, file)
 	if len(lines) != len(s.Loops) {
 		t.Errorf("%d loops were shown, and %d are in the summary", len(lines), len(s.Loops))
 	}
