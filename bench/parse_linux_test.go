@@ -92,10 +92,10 @@ func TestParseFlags(t *testing.T) {
 		tables string // "": an error
 		rows   int    // of the first
 	}{
-		{"-twtrace /nowhere", "shape cores fin concurrency trace memory tools", 6},
+		{"-twtrace /nowhere", "shape cores fin concurrency trace record memory tools", 6},
 		{"-twtrace /nowhere classic fin", "fin classic", 3},
 		{"-twtrace /nowhere -rows loopback shape", "shape", 3},
-		{"-twtrace /nowhere -rows traced", "trace memory", 4},
+		{"-twtrace /nowhere -rows traced", "trace record memory", 4},
 		{"-twtrace /nowhere shapes", "", 0},
 		{"-twtrace /nowhere -rows Java", "", 0},
 		{"-rounds -1", "", 0},

@@ -33,6 +33,10 @@ type measurement struct {
 	ServerCPU float64 `json:"server_cpu_seconds"`
 	// Whole is how long all of it took, set-up included.
 	Whole float64 `json:"whole_seconds"`
+	// Events and Bytes are of the recording that the storm was kept in: events of the kernel, and
+	// the length of the file, attempts and samples included.
+	Events int   `json:"events"`
+	Bytes  int64 `json:"bytes"`
 	// Others is what other programs used of all processors' time meanwhile: 0.25 is a quarter.
 	Others float64 `json:"others"`
 }
@@ -207,6 +211,20 @@ var (
 	peakColumn   = absolute("peak RSS, MB", peak, 1)
 	openColumn   = column{"open at once", func(all results, r *row) string {
 		return all.values(r.name, func(m *measurement) float64 { return float64(m.Open) }).format(0)
+	}}
+	eventColumn = column{"CPU ns an event more", func(all results, r *row) string {
+		if r.base == "" {
+			return "-"
+		}
+		return all.paired(r.name, r.base, cpu, func(a, b *measurement) float64 {
+			return (a.User + a.System - b.User - b.System) * 1e9 / float64(a.Events)
+		}).format(0)
+	}}
+	bytesColumn = column{"bytes an event", func(all results, r *row) string {
+		if r.base == "" {
+			return "-"
+		}
+		return all.values(r.name, func(m *measurement) float64 { return float64(m.Bytes) / float64(m.Events) }).format(1)
 	}}
 	microsColumn = absolute("µs an attempt", micros, 1)
 	microsRatio  = relative("ratio", micros)

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -130,6 +132,42 @@ func traced(name string, s storm, extra ...string) row {
 			return r.alone(ctx, part{argv: append([]string{r.twtrace}, append(args, "-o", "json")...)})
 		},
 	}
+}
+
+// recorded is a storm of twtrace's with its trace, kept in a file.
+func recorded(name string, s storm) row {
+	args := s.twtrace()
+	return row{
+		name: name, command: "twtrace " + strings.Join(args, " ") + " -w FILE",
+		run: func(ctx context.Context, r *rig) (m measurement, err error) {
+			file := filepath.Join(r.dir, "storm.twt")
+			m, err = r.alone(ctx, part{argv: append([]string{r.twtrace}, append(args, "-w", file, "-o", "json")...)})
+			if err != nil {
+				return m, err
+			}
+			return m, errors.Join(m.weigh(ctx, r.twtrace, file), os.Remove(file))
+		},
+	}
+}
+
+// weigh notes how long a recording is, and how many events are in it.
+func (m *measurement) weigh(ctx context.Context, twtrace, file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	text, err := exec.CommandContext(ctx, twtrace, "report", file, "-o", "json").Output()
+	if err != nil {
+		return fmt.Errorf("twtrace report: %w", err)
+	}
+	var summary struct {
+		Events struct{ Recorded, Rescued int }
+	}
+	if err := json.Unmarshal(text, &summary); err != nil {
+		return fmt.Errorf("twtrace report: %w", err)
+	}
+	m.Bytes, m.Events = info.Size(), summary.Events.Recorded+summary.Events.Rescued
+	return nil
 }
 
 // reference is the storm in C, its server another process; both of so many shards.

@@ -86,6 +86,10 @@ func tables(s shapes) []table {
 			rounds: 7, columns: whole, rows: s.traceRows(),
 		},
 		{
+			name: "record", title: fmt.Sprintf("%d × %d traced, with and without a recording", 2*s.loops, s.connections),
+			rounds: 7, columns: join(speedColumns, cpuColumns, []column{eventColumn, bytesColumn, peakColumn, failedColumn}), rows: s.recordRows(),
+		},
+		{
 			name: "memory", title: "all of a storm open together",
 			rounds: 7, columns: []column{openColumn, peakColumn, perOpenColumn, failedColumn}, rows: s.memoryRows(),
 		},
@@ -166,15 +170,31 @@ func (s *shapes) concurrencyRows() (rows []row) {
 }
 
 func (s *shapes) traceRows() (rows []row) {
-	for _, close := range []struct {
+	for _, close := range s.closings(s.loops) {
+		without := ours(close.name+", no trace", close.shape)
+		rows = append(rows, without, traced(close.name+", traced", close.shape).to(without.name))
+	}
+	return rows
+}
+
+// closings are the two ways for a storm to end its connections without running out of ports.
+func (s *shapes) closings(loops int) []struct {
+	name  string
+	shape storm
+} {
+	return []struct {
 		name  string
 		shape storm
 	}{
-		{"RST", storm{loops: s.loops, connections: s.connections, linger: true}},
-		{"FIN", storm{loops: s.loops, connections: s.connections, reuse: "1", ports: wide}},
-	} {
-		without := ours(close.name+", no trace", close.shape)
-		rows = append(rows, without, traced(close.name+", traced", close.shape).to(without.name))
+		{"RST", storm{loops: loops, connections: s.connections, linger: true}},
+		{"FIN", storm{loops: loops, connections: s.connections, reuse: "1", ports: wide}},
+	}
+}
+
+func (s *shapes) recordRows() (rows []row) {
+	for _, close := range s.closings(2 * s.loops) {
+		without := traced(close.name+", traced", close.shape)
+		rows = append(rows, without, recorded(close.name+", traced, recorded", close.shape).to(without.name))
 	}
 	return rows
 }
