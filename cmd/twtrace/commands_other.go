@@ -24,6 +24,7 @@ func (a *app) runCommand() *cobra.Command    { return needsLinux() }
 func (a *app) traceCommand() *cobra.Command  { return needsLinux() }
 func (a *app) serveCommand() *cobra.Command  { return needsLinux() }
 func (a *app) doctorCommand() *cobra.Command { return needsLinux() }
+func (a *app) labCommand() *cobra.Command    { return needsLinux() }
 func (a *app) clientCommand() *cobra.Command { return needsLinux() }
 
 // elsewhere marks the commands that only say what they need.

@@ -146,6 +146,7 @@ func (a *app) linuxCommands() (cmds []*cobra.Command) {
 		{"run", "Run a storm of short connections, trace it, and say why what failed did so", false, a.runCommand},
 		{"trace [flags] [-- COMMAND ARGS]", "Watch the TCP connections of this machine, an event a line", false, a.traceCommand},
 		{"serve", "Run the storm's server alone, for a `twtrace run --target` elsewhere", false, a.serveCommand},
+		{"lab", "Experiments about how Linux ends connections: what is claimed, and what holds on this kernel", false, a.labCommand},
 		{"doctor", "Say what this machine lets twtrace see and do, and what to change", false, a.doctorCommand},
 		{"client", "One client process of `twtrace run --clients`", true, a.clientCommand}, // clients.Command
 	} {
