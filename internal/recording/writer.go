@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -454,7 +455,7 @@ func (w *Writer) next() {
 		return
 	}
 	w.file = f
-	foot.Next = f.name
+	foot.Next = filepath.Base(f.name)
 	if err := last.finish(foot); err != nil {
 		w.stop(err)
 		return
