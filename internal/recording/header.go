@@ -80,7 +80,8 @@ type Footer struct {
 	Skipped uint64 `json:"skipped"`
 	// Stopped says that the recording ended before what it is of did; null: it did not.
 	Stopped *Stopped `json:"stopped"`
-	// Next is the name of the file with which a rotated recording goes on; empty: this is the last.
+	// Next is the name of the file, in the same directory, with which a rotated recording goes on; empty:
+	// this is the last.
 	Next string `json:"next,omitempty"`
 	// Summary is the whole summary of a run (twtrace.summary/1), or the account of a trace
 	// (twtrace.account/1).

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"slices"
@@ -226,7 +225,8 @@ type scan struct {
 	at    int64
 	next  [numTables]uint64 // record that is to come
 	seq   uint64            // segment that is to come
-	// detail is the segment of details just before; Count is 0: there was none, or it could not be read.
+	// detail is the segment of details since the last one of events; Count is 0: there was none, or it could
+	// not be read.
 	detail Segment
 	tried  int // footers, by resync
 }
@@ -287,7 +287,6 @@ func (s *scan) segment(n int) error {
 		s.resync("a segment that is out of order, or there twice")
 		return nil
 	}
-	adjacent := seg.Seq == s.seq
 	s.c.MissingSegments += seg.Seq - s.seq
 	s.seq = seg.Seq + 1
 	whole := seg.end() <= s.r.size
@@ -314,7 +313,7 @@ func (s *scan) segment(n int) error {
 		s.lose(&seg, "a segment whose records have another size than the header says")
 		return nil
 	}
-	return s.records(&seg, adjacent)
+	return s.records(&seg)
 }
 
 // lose notes that a segment's records can't be had, and goes on at what is whole after it.
@@ -325,7 +324,7 @@ func (s *scan) lose(seg *Segment, what string) {
 }
 
 // records takes what is in a segment.
-func (s *scan) records(seg *Segment, adjacent bool) error {
+func (s *scan) records(seg *Segment) error {
 	some := len(s.q.Tables) > 0 || s.q.Want != nil
 	if seg.Table == TableDetails {
 		s.detail = *seg
@@ -338,8 +337,10 @@ func (s *scan) records(seg *Segment, adjacent bool) error {
 		s.take(seg)
 		return nil
 	}
-	detail := s.detail
-	s.detail.Count = 0
+	var detail Segment
+	if seg.Table == TableEvents {
+		detail, s.detail.Count = s.detail, 0
+	}
 	if !s.q.wants(seg) {
 		s.take(seg)
 		return nil
@@ -349,9 +350,6 @@ func (s *scan) records(seg *Segment, adjacent bool) error {
 		return nil
 	}
 	s.take(seg)
-	if seg.Table != TableEvents || !adjacent || detail.Seq+1 != seg.Seq {
-		detail.Count = 0
-	}
 	if some && detail.Count > 0 && s.r.unpack(&detail, &s.r.details) != nil {
 		s.c.Records[TableDetails] -= uint64(detail.Count)
 		s.c.Missing[TableDetails] += uint64(detail.Count)
@@ -400,7 +398,7 @@ func (r *Reader) unpack(seg *Segment, into *[]byte) error {
 		return errors.New("records that can't be read")
 	}
 	r.packed = packed
-	if crc32.Checksum(packed, castagnoli) != seg.sum {
+	if checksum(packed) != seg.sum {
 		return errors.New("records that are not as they were written")
 	}
 	want := seg.Count * seg.Size
@@ -450,7 +448,7 @@ func (r *Reader) unpack(seg *Segment, into *[]byte) error {
 
 // masked is the checksum of a chunk of the framing format.
 func masked(b []byte) uint32 {
-	c := crc32.Checksum(b, castagnoli)
+	c := checksum(b)
 	return (c>>15 | c<<17) + 0xa282ead8
 }
 

@@ -113,21 +113,3 @@ func TestRoundTrip(t *testing.T) {
 		t.Errorf("samples (-written +read):\n%s", diff)
 	}
 }
-
-func BenchmarkWriteEvents(b *testing.B) {
-	w, err := recording.Create(filepath.Join(b.TempDir(), "a.twt"), recording.Header{}, recording.Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	events := storm(1 << 16)
-	n := 0
-	for b.Loop() {
-		w.Events(events[n : n+1024])
-		n = (n + 1024) & (1<<16 - 1)
-	}
-	if err := w.Close(nil); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1024, "ns/event")
-	b.ReportMetric(float64(w.Size())/float64(b.N)/1024, "B/event")
-}

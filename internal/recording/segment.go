@@ -41,13 +41,15 @@ const (
 // castagnoli is the polynomial of the framing format too.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
 // appendChunk appends a skippable chunk of our own: type, length, magic, payload and a checksum of the last two.
 func appendChunk(b []byte, kind byte, magic string, payload []byte) []byte {
 	n := len(magic) + len(payload) + 4
 	b = append(b, kind, byte(n), byte(n>>8), byte(n>>16))
 	from := len(b)
 	b = append(append(b, magic...), payload...)
-	return le.AppendUint32(b, crc32.Checksum(b[from:], castagnoli))
+	return le.AppendUint32(b, checksum(b[from:]))
 }
 
 // payloadOf returns the payload of a chunk that appendChunk made, false if it is none.
@@ -56,7 +58,7 @@ func payloadOf(chunk []byte, magic string) ([]byte, bool) {
 		return nil, false
 	}
 	end := len(chunk) - 4
-	if crc32.Checksum(chunk[:end], castagnoli) != le.Uint32(chunk[end:]) {
+	if checksum(chunk[:end]) != le.Uint32(chunk[end:]) {
 		return nil, false
 	}
 	return chunk[len(magic):end], true

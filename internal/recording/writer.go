@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -118,6 +118,10 @@ type file struct {
 // Create begins a recording in a file, which is emptied. The header's Schema, Version, Part, Tables and
 // Enums are filled in; Enums may have others, such as "rst_reason". Errors are of the file system.
 func Create(name string, h Header, opts Options) (*Writer, error) {
+	return create(name, h, opts, own())
+}
+
+func create(name string, h Header, opts Options, layout *layouts) (*Writer, error) {
 	if opts.FlushEvery == 0 {
 		opts.FlushEvery = DefaultFlush
 	}
@@ -131,7 +135,7 @@ func Create(name string, h Header, opts Options) (*Writer, error) {
 		opts.Now = Now
 	}
 	w := &Writer{
-		opts: opts, layout: own(), name: name,
+		opts: opts, layout: layout, name: name,
 		queue: make(chan *buffer, buffers+1), free: make(chan *buffer, buffers),
 		done: make(chan struct{}),
 	}
@@ -359,7 +363,7 @@ func (w *Writer) segment(b *buffer) error {
 		return fmt.Errorf("compress: %w", err)
 	}
 	data := bytes.TrimPrefix(w.data.Bytes(), []byte(streamID)) // the file has begun with it
-	s.Length, s.sum = len(data), crc32.Checksum(data, castagnoli)
+	s.Length, s.sum = len(data), checksum(data)
 	w.out = append(s.append(w.out[:0]), data...)
 	if err := f.append(w.out); err != nil {
 		return err
@@ -451,7 +455,7 @@ func (w *Writer) next() {
 		return
 	}
 	w.file = f
-	foot.Next = f.name
+	foot.Next = filepath.Base(f.name)
 	if err := last.finish(foot); err != nil {
 		w.stop(err)
 		return

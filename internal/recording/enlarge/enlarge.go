@@ -26,7 +26,7 @@ type extent struct {
 	seq                  uint64
 	minNS, maxNS         int64
 	minCookie, maxCookie tcp.Cookie
-	loops                uint32
+	minLoop, maxLoop     uint32
 }
 
 // Events writes a recording over and over to w, until n events are written, the last time as much of it
@@ -66,7 +66,7 @@ func Events(w *recording.Writer, r *recording.Reader, n uint64) error {
 }
 
 func measure(r *recording.Reader) (*extent, error) {
-	e := &extent{minNS: math.MaxInt64, minCookie: math.MaxUint64}
+	e := &extent{minNS: math.MaxInt64, minCookie: math.MaxUint64, minLoop: math.MaxUint32}
 	time := func(ns int64) { e.minNS, e.maxNS = min(e.minNS, ns), max(e.maxNS, ns) }
 	cookie := func(c tcp.Cookie) {
 		if c != 0 {
@@ -81,7 +81,7 @@ func measure(r *recording.Reader) (*extent, error) {
 		}
 		for i := range b.Attempts {
 			a := &b.Attempts[i]
-			e.loops = max(e.loops, a.Loop+1)
+			e.minLoop, e.maxLoop = min(e.minLoop, a.Loop), max(e.maxLoop, a.Loop)
 			time(a.Started)
 			time(a.Closed)
 			cookie(a.Cookie)
@@ -108,9 +108,13 @@ func (e *extent) shift(round uint64) shift {
 	if e.maxCookie > 0 {
 		cookies = e.maxCookie - e.minCookie + 1
 	}
+	var loops uint32
+	if e.minLoop <= e.maxLoop {
+		loops = e.maxLoop - e.minLoop + 1
+	}
 	return shift{
 		seq: round * e.seq, ns: int64(round) * (e.maxNS - e.minNS + 1), cookie: tcp.Cookie(round) * cookies,
-		loop: uint32(round) * e.loops, port: uint16(round * stride % (highPort - lowPort + 1)),
+		loop: uint32(round) * loops, port: uint16(round * stride % (highPort - lowPort + 1)),
 	}
 }
 
