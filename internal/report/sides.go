@@ -22,6 +22,9 @@ func (s *Summary) AddSide(name string, t *timeline.Totals) {
 		tw.Sides = make(map[string]SideTimeWait)
 	}
 	tw.Sides[name] = SideTimeWait{Entered: int(t.TWEnter), Overflowed: int(t.TWOverflow)}
+	s.Segments.Conversations += int(t.ActiveOpens - t.ConnectFailed)
+	s.Segments.Fins += int(t.FinSent)
+	s.Segments.Rsts += int(t.RstSent)
 	s.Resets.Sent += int(t.RstSent)
 	s.Resets.Received += int(t.RstReceived)
 	s.Retransmits.Syn += int(t.SynRetransmits)

@@ -33,6 +33,7 @@ type Summary struct {
 	Totals      Totals       `json:"totals"`
 	Server      *Server      `json:"server"` // null: not known; the notes say why
 	TimeWait    TimeWait     `json:"time_wait"`
+	Segments    Segments     `json:"segments"`
 	Resets      Resets       `json:"resets"`
 	Retransmits Retransmits  `json:"retransmits"`
 	Failures    []Failure    `json:"failures"`
@@ -223,6 +224,14 @@ type Resets struct {
 	Sent     int            `json:"sent"`
 	Received int            `json:"received"` // by full sockets
 	Reasons  map[string]int `json:"reasons"`  // why sent, in this kernel's words
+}
+
+// Segments counts what was on the wire by the kernel's events, all namespaces together: what `twtrace export
+// --format pcapng` makes packets of. Of a peer that was not traced only what it was sent is here.
+type Segments struct {
+	Conversations int `json:"conversations"` // connections of which a SYN was sent
+	Fins          int `json:"fins"`          // each once, however often it was sent
+	Rsts          int `json:"rsts"`
 }
 
 // Retransmits counts segments that were sent again, all namespaces together. Each

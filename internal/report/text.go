@@ -276,6 +276,7 @@ func (t *Text) account(s *Summary) {
 		if l := tw.ExpiredSeconds; l != nil {
 			t.line("           %d expired after %.2f to %.2f s (median %.2f)", l.Count, l.Min, l.Max, l.P50)
 		}
+		t.item("SEGMENTS", "%d connections sent a SYN; %d FIN, %d RST", s.Segments.Conversations, s.Segments.Fins, s.Segments.Rsts)
 		t.item("RST", "%d sent, %d received%s", s.Resets.Sent, s.Resets.Received, reasons(s.Resets.Reasons))
 	}
 	if r := s.Retransmits; r != (Retransmits{}) {

@@ -16,6 +16,7 @@ type Totals struct {
 	ActiveOpens   uint64 // CLOSE > SYN_SENT
 	ConnectFailed uint64 // of these, those that failed before a segment was sent
 	PassiveOpens  uint64 // LISTEN > SYN_RECV
+	FinSent       uint64 // to FIN_WAIT1 or LAST_ACK (tcp_close_state), each FIN once
 	EstabResets   uint64 // ESTABLISHED or CLOSE_WAIT > CLOSE
 	Linger0       uint64 // closed with SO_LINGER {1,0}
 	// DataAfterClose: data came for a socket that its program had closed
@@ -350,6 +351,8 @@ func (t *Totals) Add(ev *tcp.Event, opts *Options) {
 			t.ActiveOpens++
 		case ev.Old == tcp.Listen && ev.New == tcp.SynRecv:
 			t.PassiveOpens++
+		case ev.New == tcp.FinWait1, ev.New == tcp.LastAck:
+			t.FinSent++
 		}
 		if ev.New != tcp.Close {
 			return

@@ -846,6 +846,7 @@ func newStorm(rng *rand.Rand, n int) *storm {
 				}
 				s.closeFirst(c, port)
 				s.total.TWEnter++
+				s.total.FinSent++ // who gets the TIME_WAIT has closed first
 				waits = append(waits, c)
 			})
 			if kind != 3 { // of another program
