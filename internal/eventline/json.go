@@ -145,6 +145,9 @@ func (j *JSON) Line(l *Line) {
 	j.err = j.enc.Encode(&d)
 }
 
+// Err is the first error of any write so far.
+func (j *JSON) Err() error { return j.err }
+
 // Flush writes what is buffered and returns the first error of any write.
 func (j *JSON) Flush() error {
 	if j.err == nil {

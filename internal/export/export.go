@@ -29,7 +29,15 @@ type Format struct {
 }
 
 // Formats is everything that a recording can be written as.
-var Formats = []Format{}
+var Formats = []Format{
+	{Name: "parquet", Tables: tables, Extension: ".parquet", Binary: true, write: byTable(parquetOf, parquetOf)},
+	{Name: "jsonl", Tables: tables, Extension: ".jsonl", write: byTable(eventLines, linesOf)},
+	{Name: "csv", Tables: tables, Extension: ".csv", write: byTable(csvOf, csvOf)},
+	{Name: "rowbinary", Tables: tables, Extension: ".rowbinary", Binary: true, write: byTable(rowBinaryOf, rowBinaryOf)},
+}
+
+// tables are those that have columns.
+var tables = []string{TableEvents, TableAttempts}
 
 // Find returns the format of a name; nil: there is none.
 func Find(name string) *Format {
