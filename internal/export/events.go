@@ -76,6 +76,7 @@ func newEventTable(j *job) *table[eventRow] {
 		columns:    slices.Concat(e.columns(&j.clocks), machine[eventRow](j)),
 		key:        func(r *eventRow) (tcp.Cookie, int64) { return r.cookie, r.mono },
 		timeColumn: "t_ns",
+		rare:       func(r eventRow) bool { return r.extra != 0 },
 		read:       func(row func(*eventRow) error) error { return e.read(j, row) },
 		full:       func() bool { return e.addrs.full() || e.owners.full() || len(e.extras) > maxInterned },
 		reset:      e.reset,
@@ -149,7 +150,7 @@ func (e *eventTable) reasonOf(r *eventRow) []byte {
 
 // refused is a column of ports that a connect() tried in vain.
 func (e *eventTable) refused(name string, n func(*tcp.Refusals) uint16) column[eventRow] {
-	return column[eventRow]{name: name, typ: number16, null: true, num: func(r *eventRow) (uint64, bool) {
+	return column[eventRow]{name: name, typ: number16, null: true, rare: true, num: func(r *eventRow) (uint64, bool) {
 		x := &e.extras[r.extra]
 		return uint64(n(&x.refusals)), x.counted
 	}}
@@ -187,11 +188,11 @@ func (e *eventTable) columns(c *clocks) []column[eventRow] {
 		e.refused("refused_not_allowed", func(r *tcp.Refusals) uint16 { return r.NotAllowed }),
 		e.refused("refused_no_timestamps", func(r *tcp.Refusals) uint16 { return r.NoTimestamps }),
 		e.refused("refused_taken", func(r *tcp.Refusals) uint16 { return r.Taken }),
-		{name: "holder_state", typ: word, null: true, text: func(r *eventRow) []byte { return e.states[extra(r).holder] }},
-		{name: "holder_cookie", typ: number64, null: true, num: func(r *eventRow) (uint64, bool) { return known(extra(r).cookie) }},
+		{name: "holder_state", typ: word, null: true, rare: true, text: func(r *eventRow) []byte { return e.states[extra(r).holder] }},
+		{name: "holder_cookie", typ: number64, null: true, rare: true, num: func(r *eventRow) (uint64, bool) { return known(extra(r).cookie) }},
 		e.address("holder_addr", func(r *eventRow) uint32 { return extra(r).addr }),
-		{name: "holder_pid", typ: number32, null: true, num: func(r *eventRow) (uint64, bool) { return known(e.owners.values[extra(r).owner].PID) }},
-		{name: "holder_comm", typ: word, null: true, text: func(r *eventRow) []byte { return e.owners.texts[extra(r).owner] }},
+		{name: "holder_pid", typ: number32, null: true, rare: true, num: func(r *eventRow) (uint64, bool) { return known(e.owners.values[extra(r).owner].PID) }},
+		{name: "holder_comm", typ: word, null: true, rare: true, text: func(r *eventRow) []byte { return e.owners.texts[extra(r).owner] }},
 	}
 }
 

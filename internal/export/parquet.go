@@ -90,6 +90,7 @@ type parquetGroup[R any] struct {
 	writers []*parquet.ColumnWriter
 	order   []sortKey
 	block   []R
+	rare    bool // a row of the block is
 	values  [parquetBlock]parquet.Value
 }
 
@@ -117,6 +118,7 @@ func (p *parquetGroup[R]) write(j *job, rows []R) error {
 		for _, k := range order {
 			p.block = append(p.block, rows[k.row])
 		}
+		p.rare = p.table.rare != nil && slices.ContainsFunc(p.block, p.table.rare)
 		for i := range p.table.columns {
 			if err := p.column(i); err != nil {
 				return err
@@ -129,13 +131,16 @@ func (p *parquetGroup[R]) write(j *job, rows []R) error {
 // column writes a column of the block.
 func (p *parquetGroup[R]) column(i int) error {
 	c := &p.table.columns[i]
-	for k := range p.block {
-		v := c.parquet(&p.block[k])
-		defined := 0
-		if c.null && !v.IsNull() {
-			defined = 1
+	if c.rare && !p.rare {
+		clear(p.values[:len(p.block)])
+	} else {
+		for k := range p.block {
+			v := c.parquet(&p.block[k])
+			if c.null && !v.IsNull() {
+				v = v.Level(0, 1, i) // else it has the level of none
+			}
+			p.values[k] = v
 		}
-		p.values[k] = v.Level(0, defined, i)
 	}
 	n, err := p.writers[i].WriteRowValues(p.values[:len(p.block)])
 	if err == nil && n < len(p.block) {

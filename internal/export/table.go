@@ -2,6 +2,7 @@ package export
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/twtrace/twtrace/internal/tcp"
@@ -28,6 +29,7 @@ type column[R any] struct {
 	path string
 	typ  columnType
 	null bool // rows may have none: num says false, text is empty
+	rare bool // all but those that table.rare picks have none
 	num  func(*R) (uint64, bool)
 	text func(*R) []byte
 	raw  func(*R) [16]byte // IPv6, or IPv4 mapped into it
@@ -40,6 +42,7 @@ type table[R any] struct {
 	// key is what rows are sorted by where they are: the columns cookie and timeColumn.
 	key        func(*R) (tcp.Cookie, int64)
 	timeColumn string
+	rare       func(R) bool // a row has something in the rare columns
 	// group is how many rows are held in memory, to be sorted.
 	group int
 	// read hands over all rows, as they come. What a row refers to is there until reset.
@@ -50,8 +53,11 @@ type table[R any] struct {
 
 // blocks hands over the rows by n, or fewer.
 func (t *table[R]) blocks(n int, visit func([]R) error) error {
-	rows := make([]R, 0, min(n, 4096))
+	var rows []R
 	err := t.read(func(r *R) error {
+		if len(rows) == cap(rows) {
+			rows = slices.Grow(rows, min(n-len(rows), max(textBlock, 3*len(rows))))
+		}
 		rows = append(rows, *r)
 		if len(rows) < n && !t.full() {
 			return nil
