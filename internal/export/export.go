@@ -20,20 +20,22 @@ const (
 
 // Format is a row of Formats: what `export --format` knows.
 type Format struct {
-	Name      string
-	Tables    []string // that it can write; the first is the default
-	Extension string
-	Binary    bool // no text: not for a terminal
-	Seek      bool // needs a file, not a pipe
-	write     func(*job) error
+	Name, About string
+	Tables      []string // that it can write; the first is the default
+	Extension   string
+	Binary      bool // no text: not for a terminal
+	write       func(*job) error
 }
+
+// Has reports whether the format can write a table.
+func (f *Format) Has(table string) bool { return slices.Contains(f.Tables, table) }
 
 // Formats is everything that a recording can be written as.
 var Formats = []Format{
-	{Name: "parquet", Tables: tables, Extension: ".parquet", Binary: true, write: byTable(parquetOf, parquetOf)},
-	{Name: "jsonl", Tables: tables, Extension: ".jsonl", write: byTable(eventLines, linesOf)},
-	{Name: "csv", Tables: tables, Extension: ".csv", write: byTable(csvOf, csvOf)},
-	{Name: "rowbinary", Tables: tables, Extension: ".rowbinary", Binary: true, write: byTable(rowBinaryOf, rowBinaryOf)},
+	{Name: "parquet", About: "Apache Parquet, for DuckDB, ClickHouse, Spark, pandas", Tables: tables, Extension: ".parquet", Binary: true, write: byTable(parquetOf, parquetOf)},
+	{Name: "jsonl", About: "an object a line; of events the lines of `twtrace trace -o json`", Tables: tables, Extension: ".jsonl", write: byTable(eventLines, linesOf)},
+	{Name: "csv", About: "RFC 4180, with a header line", Tables: tables, Extension: ".csv", write: byTable(csvOf, csvOf)},
+	{Name: "rowbinary", About: "ClickHouse's RowBinaryWithNamesAndTypes", Tables: tables, Extension: ".rowbinary", Binary: true, write: byTable(rowBinaryOf, rowBinaryOf)},
 }
 
 // tables are those that have columns.
@@ -71,7 +73,7 @@ func Write(ctx context.Context, r *recording.Reader, format string, w io.Writer,
 	if o.Table == "" {
 		o.Table = f.Tables[0]
 	}
-	if !slices.Contains(f.Tables, o.Table) {
+	if !f.Has(o.Table) {
 		return nil, fmt.Errorf("%w: %s has no %s", ErrTable, format, o.Table)
 	}
 	j := &job{ctx: ctx, r: r, w: w, opts: o, passes: 1}

@@ -36,6 +36,11 @@ func TestLine(t *testing.T) {
 		{Run{Stage: Settling, Elapsed: time.Hour}, 0, "3600.0 s: waiting for the last segments"},
 		{Run{Stage: Settling}, 9, "0.0 s: wa"},
 		{Server{Elapsed: time.Second, Accepted: 500, Closed: 480, PerSecond: 99.6}, 0, "1.0 s: 500 accepted, 20 open, 100/s, 480 closed"},
+		{Reading{Elapsed: 2 * time.Second, Done: 50e6, All: 200e6}, 0, "2.0 s: 25 % of 200.0 MB, 6.0 s to go"},
+		{Reading{Elapsed: 2 * time.Second, Done: 50e6, All: 200e6}, 30, "2.0 s: 25 % of 200.0 MB"},
+		{Reading{Elapsed: time.Second, Done: 1, All: 200e6}, 0, "1.0 s: 0 % of 200.0 MB"},
+		{Reading{Elapsed: time.Second, Done: 7, All: 5}, 0, "1.0 s: 100 % of 0.0 MB, 0.0 s to go"},
+		{Reading{Elapsed: time.Second}, 0, "1.0 s: reading"},
 		{Server{Accepted: 5, Closed: 6}, 0, "0.0 s: 5 accepted, 0 open, 0/s, 6 closed"}, // the two are read one after the other
 	} {
 		if got := tt.line.Line(tt.width); got != tt.want {
