@@ -69,6 +69,8 @@ func (c *column[R]) appendNumber(b []byte, n uint64) []byte {
 	switch c.typ {
 	case moment:
 		return time.Unix(0, int64(n)).UTC().AppendFormat(b, nanoseconds)
+	case truth:
+		return strconv.AppendBool(b, n != 0)
 	case signed64:
 		return strconv.AppendInt(b, int64(n), 10)
 	}

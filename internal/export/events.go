@@ -65,10 +65,7 @@ func newEventTable(j *job) *table[eventRow] {
 		owners: newInterned(func(o tcp.Owner) string { return o.Comm.String() }),
 		states: wordsOf(stateWord), kinds: wordsOf(tcp.Kind.String), causes: wordsOf(tcp.Cause.String),
 		flags:  setsOf(j.r.Header().Enums["flag"], uint8(tcp.FlagOwner|tcp.FlagRefusals)),
-		errnos: make(errnoWords), reasons: make(map[uint32][]byte), spaces: namespaceNames(j), hz: j.r.Header().HZ,
-	}
-	for n, name := range j.reasons() {
-		e.reasons[n] = []byte(name)
+		errnos: make(errnoWords), reasons: j.reasons(), spaces: namespaceNames(j), hz: j.r.Header().HZ,
 	}
 	e.reset()
 	return &table[eventRow]{

@@ -32,14 +32,14 @@ func (f *Format) Has(table string) bool { return slices.Contains(f.Tables, table
 
 // Formats is everything that a recording can be written as.
 var Formats = []Format{
-	{Name: "parquet", About: "Apache Parquet, for DuckDB, ClickHouse, Spark, pandas", Tables: tables, Extension: ".parquet", Binary: true, write: byTable(parquetOf, parquetOf)},
-	{Name: "jsonl", About: "an object a line; of events the lines of `twtrace trace -o json`", Tables: tables, Extension: ".jsonl", write: byTable(eventLines, linesOf)},
-	{Name: "csv", About: "RFC 4180, with a header line", Tables: tables, Extension: ".csv", write: byTable(csvOf, csvOf)},
-	{Name: "rowbinary", About: "ClickHouse's RowBinaryWithNamesAndTypes", Tables: tables, Extension: ".rowbinary", Binary: true, write: byTable(rowBinaryOf, rowBinaryOf)},
+	{Name: "parquet", About: "Apache Parquet, for DuckDB, ClickHouse, Spark, pandas", Tables: tables, Extension: ".parquet", Binary: true, write: byTable(parquetOf, parquetOf, parquetOf)},
+	{Name: "jsonl", About: "an object a line; of events the lines of `twtrace trace -o json`", Tables: tables, Extension: ".jsonl", write: byTable(eventLines, linesOf, linesOf)},
+	{Name: "csv", About: "RFC 4180, with a header line", Tables: tables, Extension: ".csv", write: byTable(csvOf, csvOf, csvOf)},
+	{Name: "rowbinary", About: "ClickHouse's RowBinaryWithNamesAndTypes", Tables: tables, Extension: ".rowbinary", Binary: true, write: byTable(rowBinaryOf, rowBinaryOf, rowBinaryOf)},
 }
 
 // tables are those that have columns.
-var tables = []string{TableEvents, TableAttempts}
+var tables = []string{TableEvents, TableAttempts, TableConnections}
 
 // Find returns the format of a name; nil: there is none.
 func Find(name string) *Format {
@@ -136,10 +136,10 @@ func (j *job) note(format string, args ...any) {
 }
 
 // reasons are the recorded kernel's names for tcp.Event.Reason.
-func (j *job) reasons() map[uint32]string {
-	names := make(map[uint32]string)
+func (j *job) reasons() map[uint32][]byte {
+	names := make(map[uint32][]byte)
 	for n, name := range j.r.Header().Enums["rst_reason"] {
-		names[n] = printable(name)
+		names[n] = []byte(printable(name))
 	}
 	return names
 }

@@ -34,6 +34,7 @@ var parquetNodes = map[columnType]parquet.Node{
 	number32: parquet.Uint(32),
 	number64: parquet.Encoded(parquet.Uint(64), &parquet.DeltaBinaryPacked),
 	signed64: parquet.Encoded(parquet.Int(64), &parquet.DeltaBinaryPacked),
+	truth:    parquet.Leaf(parquet.BooleanType),
 	moment:   parquet.Encoded(parquet.TimestampAdjusted(parquet.Nanosecond, false), &parquet.DeltaBinaryPacked),
 	word:     parquet.Encoded(parquet.String(), &parquet.RLEDictionary),
 	address:  parquet.Encoded(parquet.String(), &parquet.RLEDictionary),
@@ -164,6 +165,8 @@ func (c *column[R]) parquet(r *R) parquet.Value {
 	switch {
 	case c.null && !ok:
 		return parquet.NullValue()
+	case c.typ == truth:
+		return parquet.BooleanValue(n != 0)
 	case c.typ == number16 || c.typ == number32:
 		return parquet.Int32Value(int32(n))
 	}

@@ -11,6 +11,7 @@ var clickhouseTypes = map[columnType]string{
 	number32: "UInt32",
 	number64: "UInt64",
 	signed64: "Int64",
+	truth:    "Bool",
 	moment:   "DateTime64(9, 'UTC')",
 	word:     "LowCardinality(String)",
 	address:  "IPv6",
@@ -91,6 +92,8 @@ func (c *column[R]) appendBinary(b []byte, r *R) []byte {
 // appendFixed adds a number in its type's width.
 func (c *column[R]) appendFixed(b []byte, n uint64) []byte {
 	switch c.typ {
+	case truth:
+		return append(b, byte(n))
 	case number16:
 		return binary.LittleEndian.AppendUint16(b, uint16(n))
 	case number32:

@@ -16,6 +16,7 @@ const (
 	number32
 	number64
 	signed64
+	truth   // 0 or 1
 	moment  // time of day, ns since 1970
 	word    // text with few different values
 	address // of a host
@@ -80,6 +81,7 @@ func (t *table[R]) blocks(n int, visit func([]R) error) error {
 // byTable makes a format of its tables: each has rows of another type.
 func byTable(
 	events func(*job, *table[eventRow]) error, attempts func(*job, *table[attemptRow]) error,
+	connections func(*job, *table[connectionRow]) error,
 ) func(*job) error {
 	return func(j *job) error {
 		switch j.opts.Table {
@@ -87,6 +89,8 @@ func byTable(
 			return events(j, newEventTable(j))
 		case TableAttempts:
 			return attempts(j, newAttemptTable(j))
+		case TableConnections:
+			return connections(j, newConnectionTable(j))
 		}
 		return ErrTable
 	}
@@ -200,6 +204,14 @@ func (w errnoWords) of(e tcp.Errno) []byte {
 func known[N ~int64 | ~uint64 | ~uint32 | ~uint16](n N) (uint64, bool) { return uint64(n), n != 0 }
 
 func always[N ~int64 | ~uint64 | ~uint32 | ~uint16](n N) (uint64, bool) { return uint64(n), true }
+
+// yes is a truth.
+func yes(is bool) (uint64, bool) {
+	if is {
+		return 1, true
+	}
+	return 0, true
+}
 
 // machine are the columns that are the same in all rows: so that rows of several recordings can be put together.
 func machine[R any](j *job) []column[R] {
