@@ -16,6 +16,9 @@ type connectionRow = timeline.Connection
 // connectionsPerGroup is how many connections are sorted at a time: they have some ten events each.
 const connectionsPerGroup = 1 << 17
 
+// maxOpen is how many connections are followed at once, those in TIME_WAIT among them: some 250 MB.
+const maxOpen = timeline.MaxFollowed
+
 // connectionTable is what the rows of a table are written with.
 type connectionTable struct {
 	addrs *interned[netip.Addr]
@@ -52,7 +55,7 @@ func newConnectionTable(j *job) *table[connectionRow] {
 
 func readConnections(j *job, row func(*connectionRow) error) error {
 	var failed error
-	connections := timeline.NewConnections(0, func(c *timeline.Connection) {
+	connections := timeline.NewConnections(maxOpen, func(c *timeline.Connection) {
 		if failed == nil {
 			failed = row(c)
 		}
@@ -68,7 +71,7 @@ func readConnections(j *job, row func(*connectionRow) error) error {
 	}
 	connections.Finish()
 	if n := connections.Overflow(); n > 0 {
-		j.note("%d events are of no connection: more were open at once than are followed (%d)", n, timeline.DefaultConnections)
+		j.note("%d events are of no connection: more were open at once than are followed (%d)", n, maxOpen)
 	}
 	return failed
 }
