@@ -111,9 +111,14 @@ func (a *app) export(ctx context.Context, f *exportFlags, name string) error {
 // exportTo writes, shows how far it is, and says what was not there.
 func (a *app) exportTo(ctx context.Context, r *recording.Reader, format *export.Format, to io.Writer, f *exportFlags) error {
 	shown, follower, end := a.follow(f.follow.value)
+	left := false
 	condition, err := export.Write(ctx, r, format.Name, to, export.Options{
 		Table: f.table, Progress: follower.reading(),
 		Note: func(text string) { shown.log.Warn(text) },
+		Missing: func(text string) {
+			left = true
+			shown.log.Warn(text)
+		},
 	})
 	end()
 	if ctx.Err() != nil {
@@ -129,7 +134,7 @@ func (a *app) exportTo(ctx context.Context, r *recording.Reader, format *export.
 	if condition.Lost+condition.Skipped > 0 {
 		a.log.Warn(fmt.Sprintf("%d events were lost in the ring and %d skipped by the kernel while it was recorded.", condition.Lost, condition.Skipped))
 	}
-	if !condition.Complete() || condition.Footer.Stopped != nil || condition.Lost+condition.Skipped > 0 {
+	if left || !condition.Complete() || condition.Footer.Stopped != nil || condition.Lost+condition.Skipped > 0 {
 		return errIncomplete
 	}
 	return nil

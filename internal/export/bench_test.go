@@ -1,11 +1,9 @@
-package export_test
+package export
 
 import (
 	"context"
 	"io"
 	"testing"
-
-	"github.com/twtrace/twtrace/internal/export"
 )
 
 type counter struct{ n int64 }
@@ -21,13 +19,13 @@ var _ io.Writer = (*counter)(nil)
 func BenchmarkWrite(b *testing.B) {
 	const connections = 100_000
 	r := open(b, writeStorm(b, connections))
-	for _, f := range export.Formats {
+	for _, f := range Formats {
 		b.Run(f.Name, func(b *testing.B) {
 			var out counter
 			b.ReportAllocs()
 			for b.Loop() {
 				out.n = 0
-				if _, err := export.Write(context.Background(), r, f.Name, &out, export.Options{}); err != nil {
+				if _, err := Write(context.Background(), r, f.Name, &out, Options{}); err != nil {
 					b.Fatal(err)
 				}
 			}

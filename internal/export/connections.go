@@ -71,7 +71,7 @@ func readConnections(j *job, row func(*connectionRow) error) error {
 	}
 	connections.Finish()
 	if n := connections.Overflow(); n > 0 {
-		j.note("%d events are of no connection: more were open at once than are followed (%d)", n, maxOpen)
+		j.missing("%d events are of no connection: more were open at once than are followed (%d)", n, maxOpen)
 	}
 	return failed
 }

@@ -54,10 +54,10 @@ type Options struct {
 	Table string
 	// Progress is told how many bytes of the recording were read, of how many in all; nil: nobody asks.
 	Progress func(done, all int64)
-	// Note is given a line on what the format left out; nil: nobody asks.
+	// Note is given a line on what the format does not show; nil: nobody asks.
 	Note func(text string)
-	// TempDir is where what does not fit into memory goes; "": os.TempDir.
-	TempDir string
+	// Missing is given a line on what the recording has and the export has not, though it should; nil: nobody asks.
+	Missing func(text string)
 }
 
 // ErrTable says that a format does not have the table that Options ask for, or that there is no such format.
@@ -128,10 +128,17 @@ func (j *job) events(visit func(*tcp.Event) error) error {
 	}, recording.TableEvents)
 }
 
-// note tells what was left out.
+// note tells what is not shown.
 func (j *job) note(format string, args ...any) {
 	if j.opts.Note != nil {
 		j.opts.Note(fmt.Sprintf(format, args...))
+	}
+}
+
+// missing tells what is not in the export, though it should be.
+func (j *job) missing(format string, args ...any) {
+	if j.opts.Missing != nil {
+		j.opts.Missing(fmt.Sprintf(format, args...))
 	}
 }
 
