@@ -28,6 +28,8 @@ const (
 	Fentry Cap = "fentry"
 	// CC is a C compiler (cc, gcc or clang) that builds programs, with the C library's headers.
 	CC Cap = "cc"
+	// DuckDB is node with the module @duckdb/node-api, in a directory that NODE_PATH names.
+	DuckDB Cap = "duckdb"
 )
 
 // row is one capability. Its probe returns nil, or what is missing.
@@ -43,6 +45,7 @@ var table = []row{
 	{BPF, sync.OnceValue(probeBPF)},
 	{Fentry, sync.OnceValue(probeFentry)},
 	{CC, sync.OnceValue(probeCC)},
+	{DuckDB, sync.OnceValue(probeDuckDB)},
 }
 
 // requireEnv names the capabilities that this machine is known to have,
