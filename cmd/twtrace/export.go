@@ -113,7 +113,7 @@ func (a *app) exportTo(ctx context.Context, r *recording.Reader, format *export.
 	shown, follower, end := a.follow(f.follow.value)
 	left := false
 	condition, err := export.Write(ctx, r, format.Name, to, export.Options{
-		Table: f.table, Progress: follower.reading(),
+		Table: f.table, Progress: follower.reading(time.Now()),
 		Note: func(text string) { shown.log.Warn(text) },
 		Missing: func(text string) {
 			left = true
@@ -143,12 +143,11 @@ func (a *app) exportTo(ctx context.Context, r *recording.Reader, format *export.
 // progressAfter is how long a command may take before it says how far it is.
 const progressAfter = time.Second
 
-// reading returns what is to be told how far a file was read; nil: nothing.
-func (f *follower) reading() func(done, all int64) {
+// reading returns what is to be told how far the reading of a file is that begun then; nil: nothing.
+func (f *follower) reading(begun time.Time) func(done, all int64) {
 	if f == nil {
 		return nil
 	}
-	begun := time.Now()
 	next := begun.Add(progressAfter)
 	return func(done, all int64) {
 		now := time.Now()
