@@ -6,10 +6,12 @@ import (
 	"encoding/binary"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -214,7 +216,7 @@ func parquetRows(t *testing.T, group parquet.RowGroup, names [][]string) (rows [
 			}
 			rows = append(rows, rec)
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return rows
 		}
 		if err != nil {
@@ -522,6 +524,65 @@ func TestDamaged(t *testing.T) {
 				}
 				if rows := uint64(bytes.Count(out.Bytes(), []byte("\n"))); f.Name == "jsonl" && table == TableEvents && rows != c.Records[recording.TableEvents] {
 					t.Errorf("%s: %d lines of %d events", what, rows, c.Records[recording.TableEvents])
+				}
+			}
+		}
+	}
+}
+
+// TestNonsense: a recording may say anything of anything.
+func TestNonsense(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "nonsense.twt")
+	h := stormHeader
+	evil := "\x1b[2J\u202e\"<script>;=1"
+	h.Host, h.BootID, h.HZ = evil, evil, -1
+	h.NetNS = []recording.NetNS{{Cookie: 1, Name: evil}}
+	h.Enums = map[string]map[uint32]string{"rst_reason": {0: evil, 1: evil}}
+	w, err := recording.Create(name, h, recording.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	addr := func() netip.AddrPort {
+		all := []netip.Addr{{}, netip.IPv4Unspecified(), netip.MustParseAddr("::ffff:1.2.3.4"), netip.AddrFrom16([16]byte{byte(rnd.Uint32()), 1})}
+		return netip.AddrPortFrom(all[rnd.IntN(len(all))], uint16(rnd.Uint32()))
+	}
+	for i := range 20_000 {
+		ev := tcp.Event{
+			Seq: uint64(i + 1), MonoNS: int64(rnd.Uint64()), Cookie: tcp.Cookie(rnd.Uint64() >> rnd.IntN(65)), NetNS: tcp.NetNS(rnd.IntN(3)),
+			Tuple: tcp.FourTuple{Local: addr(), Peer: addr()}, Reason: rnd.Uint32N(3), Ticks: rnd.Uint32(),
+			Kind: tcp.Kind(rnd.IntN(256) >> rnd.IntN(8)), Cause: tcp.Cause(rnd.IntN(256)), Flags: tcp.Flags(rnd.IntN(256)), Errno: tcp.Errno(rnd.Uint32()),
+			Old: tcp.State(rnd.IntN(256) >> rnd.IntN(8)), New: tcp.State(rnd.IntN(256) >> rnd.IntN(8)), Substate: tcp.State(rnd.IntN(256)),
+			Owner:    tcp.Owner{PID: rnd.Uint32(), Cgroup: rnd.Uint64()},
+			Refusals: tcp.Refusals{TooYoung: uint16(rnd.Uint32())},
+			Holder:   tcp.Holder{State: tcp.State(rnd.IntN(256)), Cookie: tcp.Cookie(rnd.Uint64()), Addr: addr().Addr()},
+		}
+		for k := range ev.Owner.Comm {
+			ev.Owner.Comm[k] = byte(rnd.Uint32())
+		}
+		w.Events([]tcp.Event{ev})
+		w.Attempts([]tcp.Attempt{{
+			Cookie: ev.Cookie, Started: int64(rnd.Uint64()), Intended: int64(rnd.Uint64()), Closed: int64(rnd.Uint64()), Loop: rnd.Uint32(),
+			Shard: uint16(rnd.Uint32()), Errno: ev.Errno, Phase: tcp.Phase(rnd.IntN(256)), Flags: tcp.AttemptFlags(rnd.IntN(256)),
+		}})
+		w.Sample(recording.Sample{Kind: recording.SampleTick, MonoNS: int64(rnd.Uint64()), RealNS: int64(rnd.Uint64())})
+	}
+	if err := w.Close(nil); err != nil {
+		t.Fatal(err)
+	}
+	r := open(t, name)
+	for _, f := range Formats {
+		for _, table := range f.Tables {
+			text := write(t, r, f.Name, table)
+			if !f.Binary {
+				harmless(t, f.Name+" of "+table, text)
+			}
+			if f.Name != "jsonl" {
+				continue
+			}
+			for line := range bytes.Lines(text) {
+				if !json.Valid(line) {
+					t.Fatalf("%s: %s", table, line)
 				}
 			}
 		}
