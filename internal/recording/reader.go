@@ -47,6 +47,7 @@ type Reader struct {
 // that it is given to.
 type Batch struct {
 	Table    Table
+	End      int64 // where they end in the file: how far the reading is
 	Events   []tcp.Event
 	Attempts []tcp.Attempt
 	Samples  []Sample
@@ -131,6 +132,9 @@ func (r *Reader) Close() error {
 	}
 	return r.close()
 }
+
+// Size is the length of the file, in bytes.
+func (r *Reader) Size() int64 { return r.size }
 
 // Header is what the recording says of itself.
 func (r *Reader) Header() *Header { return &r.header }
@@ -364,6 +368,7 @@ func (s *scan) records(seg *Segment, adjacent bool) error {
 		return nil
 	}
 	s.r.decode(seg, detail.Count)
+	s.r.batch.End = s.at
 	return s.visit(&s.r.batch)
 }
 

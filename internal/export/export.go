@@ -1,0 +1,135 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/twtrace/twtrace/internal/recording"
+	"github.com/twtrace/twtrace/internal/tcp"
+)
+
+// The tables that a format can write.
+const (
+	TableEvents      = "events"
+	TableAttempts    = "attempts"
+	TableConnections = "connections"
+)
+
+// Format is a row of Formats: what `export --format` knows.
+type Format struct {
+	Name      string
+	Tables    []string // that it can write; the first is the default
+	Extension string
+	Binary    bool // no text: not for a terminal
+	Seek      bool // needs a file, not a pipe
+	write     func(*job) error
+}
+
+// Formats is everything that a recording can be written as.
+var Formats = []Format{}
+
+// Find returns the format of a name; nil: there is none.
+func Find(name string) *Format {
+	if i := slices.IndexFunc(Formats, func(f Format) bool { return f.Name == name }); i >= 0 {
+		return &Formats[i]
+	}
+	return nil
+}
+
+// Options say what is written of a recording, and how. The zero value writes the format's first table.
+type Options struct {
+	Table string
+	// Progress is told how many bytes of the recording were read, of how many in all; nil: nobody asks.
+	Progress func(done, all int64)
+	// Note is given a line on what the format left out; nil: nobody asks.
+	Note func(text string)
+	// TempDir is where what does not fit into memory goes; "": os.TempDir.
+	TempDir string
+}
+
+// ErrTable says that a format does not have the table that Options ask for, or that there is no such format.
+var ErrTable = errors.New("no such table")
+
+// Write writes a recording to w, and returns how much there was of it. Errors are ErrTable, of the reading and
+// of w, and the context's.
+func Write(ctx context.Context, r *recording.Reader, format string, w io.Writer, o Options) (*recording.Condition, error) {
+	f := Find(format)
+	if f == nil {
+		return nil, fmt.Errorf("%w: there is no format %q", ErrTable, format)
+	}
+	if o.Table == "" {
+		o.Table = f.Tables[0]
+	}
+	if !slices.Contains(f.Tables, o.Table) {
+		return nil, fmt.Errorf("%w: %s has no %s", ErrTable, format, o.Table)
+	}
+	j := &job{ctx: ctx, r: r, w: w, opts: o, passes: 1}
+	if err := j.readClocks(); err != nil {
+		return nil, err
+	}
+	if err := f.write(j); err != nil {
+		return j.condition, fmt.Errorf("export %s: %w", format, err)
+	}
+	return j.condition, nil
+}
+
+// job is one call of Write, as a format sees it.
+type job struct {
+	ctx  context.Context
+	r    *recording.Reader
+	w    io.Writer // not buffered
+	opts Options   // Table is set
+	// passes is how many times scan will read the recording; set it before the first.
+	passes, passed int64
+	// condition is that of the last scan.
+	condition *recording.Condition
+	clocks    clocks
+}
+
+// scan reads tables of the recording in the order in which they were written.
+func (j *job) scan(visit func(*recording.Batch) error, tables ...recording.Table) error {
+	size := j.r.Size()
+	c, err := j.r.Scan(recording.Query{Tables: tables}, func(b *recording.Batch) error {
+		if err := j.ctx.Err(); err != nil {
+			return err
+		}
+		if j.opts.Progress != nil {
+			j.opts.Progress(j.passed*size+b.End, j.passes*size)
+		}
+		return visit(b)
+	})
+	j.condition = c
+	j.passed++
+	return err
+}
+
+// events reads the events.
+func (j *job) events(visit func(*tcp.Event) error) error {
+	return j.scan(func(b *recording.Batch) error {
+		for i := range b.Events {
+			if err := visit(&b.Events[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, recording.TableEvents)
+}
+
+// note tells what was left out.
+func (j *job) note(format string, args ...any) {
+	if j.opts.Note != nil {
+		j.opts.Note(fmt.Sprintf(format, args...))
+	}
+}
+
+// reasons are the recorded kernel's names for tcp.Event.Reason.
+func (j *job) reasons() map[uint32]string {
+	names := make(map[uint32]string)
+	for n, name := range j.r.Header().Enums["rst_reason"] {
+		names[n] = printable(name)
+	}
+	return names
+}
