@@ -29,7 +29,9 @@ type Format struct {
 }
 
 // Formats is everything that a recording can be written as.
-var Formats = []Format{}
+var Formats = []Format{
+	pcapng(),
+}
 
 // Find returns the format of a name; nil: there is none.
 func Find(name string) *Format {
