@@ -31,6 +31,7 @@ type Format struct {
 // Formats is everything that a recording can be written as.
 var Formats = []Format{
 	pcapng(),
+	perfetto(),
 }
 
 // Find returns the format of a name; nil: there is none.

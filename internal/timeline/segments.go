@@ -89,7 +89,7 @@ type Segmenter struct {
 	recent fifo[direction]   // of resets
 	// tuples has every pair that had a segment: its generation and how far its numbers got. Without it a segment
 	// that belongs to no connection would count as another conversation.
-	tuples map[uint64]uint32
+	tuples map[uint64]trail
 	epoch  uint32 // of tuples
 }
 
@@ -187,6 +187,13 @@ type conversation struct {
 	used   [2]uint8 // sequence numbers: SYN and FIN have one each
 }
 
+// trail is what is kept of a pair for ever.
+type trail struct {
+	number uint32 // of its last conversation, which a capture of 2^32 of them would get wrong
+	// gen is how many SYNs there were, and in the lowest four bits used of that conversation.
+	gen uint32
+}
+
 // segment is a Segment that waits for its turn.
 type segment struct {
 	at    int64
@@ -225,7 +232,7 @@ func NewSegmenter(limit int, emit func(*Segment) error) *Segmenter {
 	}
 	return &Segmenter{
 		emit: emit, limit: limit, syns: make(map[tcp.Cookie]*segment), live: make(map[uint64]*conversation),
-		resets: make(map[uint64]*reset), tuples: make(map[uint64]uint32),
+		resets: make(map[uint64]*reset), tuples: make(map[uint64]trail),
 	}
 }
 
@@ -248,8 +255,9 @@ func (s *Segmenter) Event(ev *tcp.Event) error {
 			}
 		}
 	}
-	s.forget()
-	return s.flush(s.now-reorder, maxWaiting)
+	err := s.flush(s.now-reorder, maxWaiting)
+	s.forget() // after that: what is forgotten has no segment that waits
+	return err
 }
 
 // Finish hands out what is left, and returns the counts.
@@ -701,12 +709,12 @@ func (s *Segmenter) latest(stray *conversation, at int64) *conversation {
 func (s *Segmenter) start(c *conversation) {
 	c.begun, c.prev = true, nil
 	was, seen := s.tuples[c.hash]
-	c.gen = was >> 4
+	c.gen, c.number = was.gen>>4, uint64(was.number)
 	switch {
 	case c.syn:
 		c.gen++
 	case seen:
-		c.used = [2]uint8{uint8(was >> 2 & 3), uint8(was & 3)}
+		c.used = [2]uint8{uint8(was.gen >> 2 & 3), uint8(was.gen & 3)}
 	default:
 		c.used = [2]uint8{1, 1} // a SYN each, before the trace
 	}
@@ -729,7 +737,10 @@ func (s *Segmenter) remember(c *conversation) {
 		clear(s.tuples)
 		s.epoch += 1 << 20
 	}
-	s.tuples[c.hash] = c.gen<<4 | uint32(min(c.used[0], 3))<<2 | uint32(min(c.used[1], 3))
+	s.tuples[c.hash] = trail{
+		number: uint32(c.number),
+		gen:    c.gen<<4 | uint32(min(c.used[0], 3))<<2 | uint32(min(c.used[1], 3)),
+	}
 }
 
 // forget drops what is over.
