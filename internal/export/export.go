@@ -30,8 +30,8 @@ type Format struct {
 
 // Formats is everything that a recording can be written as.
 var Formats = []Format{
-	pcapng(),
-	perfetto(),
+	{Name: "pcapng", Tables: []string{TableEvents}, Extension: ".pcapng", Binary: true, write: writePcapng},
+	{Name: "perfetto", Tables: []string{TableEvents}, Extension: ".pftrace", Binary: true, write: writePerfetto},
 }
 
 // Find returns the format of a name; nil: there is none.

@@ -16,11 +16,6 @@ import (
 // synthesised is what every capture says of itself, where each reader of it may look.
 const synthesised = "synthesised by twtrace from state changes: sequence numbers, payload and times between are not real"
 
-// pcapng is the row of Formats.
-func pcapng() Format {
-	return Format{Name: "pcapng", Tables: []string{TableEvents}, Extension: ".pcapng", Binary: true, write: writePcapng}
-}
-
 // writePcapng writes the segments that the events tell of, as packets without a link layer.
 func writePcapng(j *job) error {
 	c := &capture{job: j, names: j.reasons(), interfaces: make(map[tcp.NetNS]int)}

@@ -11,11 +11,6 @@ import (
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
-// perfetto is the row of Formats.
-func perfetto() Format {
-	return Format{Name: "perfetto", Tables: []string{TableEvents}, Extension: ".pftrace", Binary: true, write: writePerfetto}
-}
-
 // maxTracks is how many sockets a trace shows: the page that opens it holds all of it in memory, several times as big
 // as the file, and draws a row for each.
 const maxTracks = 20_000
@@ -104,8 +99,10 @@ const (
 	eventAnnotation, eventType, eventNameID, eventTrack, eventName, eventCounter = 4, 9, 10, 11, 23, 30
 	sliceBegin, sliceEnd, instant, counter                                       = 1, 2, 3, 4
 
-	internedName, internedID, internedText         = 2, 1, 2
-	annotationUint, annotationText, annotationName = 3, 6, 10
+	internedName, internedAnnotation, internedID, internedText       = 2, 3, 1, 2
+	annotationNameID, annotationUint, annotationText, annotationName = 1, 3, 6, 10
+
+	annotationEvent = 1 // the number of the only annotation that has one
 )
 
 // The tracks that every trace has.
@@ -153,6 +150,8 @@ func (p *tracks) begin() {
 	first := appendBytes(nil, packetClockSnapshot, clocks)
 	first = appendUint(first, packetSequence, 1)
 	first = appendUint(first, packetFlags, stateCleared)
+	first = appendBytes(first, packetInterned, appendBytes(nil, internedAnnotation,
+		appendText(appendUint(nil, internedID, annotationEvent), internedText, "event")))
 	first = appendBytes(first, packetDefaults, appendUint(nil, defaultsClock, clockMonotonic))
 	p.write(first)
 
@@ -413,10 +412,9 @@ func (p *tracks) reason(n uint32) string {
 
 // facts are an event's annotations: its number, by which other exports have it, and what was wrong.
 func (p *tracks) facts(ev *tcp.Event, cause string) []byte {
-	b := p.notes[:0]
-	b = protowire.AppendTag(b, eventAnnotation, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(len("event")+2+1+protowire.SizeVarint(ev.Seq)))
-	b = appendUint(appendText(b, annotationName, "event"), annotationUint, ev.Seq)
+	b := protowire.AppendTag(p.notes[:0], eventAnnotation, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(3+protowire.SizeVarint(ev.Seq))) // two tags, and the number of the name
+	b = appendUint(appendUint(b, annotationNameID, annotationEvent), annotationUint, ev.Seq)
 	if ev.Errno != 0 {
 		b = annotate(b, "errno", ev.Errno.String())
 	}

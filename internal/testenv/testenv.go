@@ -28,6 +28,8 @@ const (
 	Fentry Cap = "fentry"
 	// CC is a C compiler (cc, gcc or clang) that builds programs, with the C library's headers.
 	CC Cap = "cc"
+	// Tshark is Wireshark's tshark, which reads captures.
+	Tshark Cap = "tshark"
 )
 
 // row is one capability. Its probe returns nil, or what is missing.
@@ -43,6 +45,7 @@ var table = []row{
 	{BPF, sync.OnceValue(probeBPF)},
 	{Fentry, sync.OnceValue(probeFentry)},
 	{CC, sync.OnceValue(probeCC)},
+	{Tshark, sync.OnceValue(probeTshark)},
 }
 
 // requireEnv names the capabilities that this machine is known to have,
