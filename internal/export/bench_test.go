@@ -6,14 +6,14 @@ import (
 	"testing"
 )
 
-type counter struct{ n int64 }
+type written struct{ n int64 }
 
-func (c *counter) Write(p []byte) (int, error) {
+func (c *written) Write(p []byte) (int, error) {
 	c.n += int64(len(p))
 	return len(p), nil
 }
 
-var _ io.Writer = (*counter)(nil)
+var _ io.Writer = (*written)(nil)
 
 // BenchmarkWrite writes a storm of 100,000 connections, 1.2 million events, in each format.
 func BenchmarkWrite(b *testing.B) {
@@ -21,7 +21,7 @@ func BenchmarkWrite(b *testing.B) {
 	r := open(b, writeStorm(b, connections))
 	for _, f := range Formats {
 		b.Run(f.Name, func(b *testing.B) {
-			var out counter
+			var out written
 			b.ReportAllocs()
 			for b.Loop() {
 				out.n = 0

@@ -37,7 +37,7 @@ func newConnectionTable(j *job) *table[connectionRow] {
 		addrs: newInterned(addrText), comms: newInterned(tcp.Comm.String),
 		roles: wordsOf(timeline.Role.String), states: wordsOf(stateWord), causes: wordsOf(tcp.Cause.String),
 		flags:  setsOf(j.r.Header().Enums["flag"], uint8(tcp.FlagOwner|tcp.FlagRefusals|tcp.FlagRescued|tcp.FlagLate)),
-		errnos: make(errnoWords), reasons: j.reasons(), spaces: namespaceNames(j), hz: j.r.Header().HZ,
+		errnos: make(errnoWords), reasons: j.reasonWords(), spaces: namespaceNames(j), hz: j.r.Header().HZ,
 	}
 	return &table[connectionRow]{
 		name: TableConnections, schema: "twtrace.connection/1", group: connectionsPerGroup,

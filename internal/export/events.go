@@ -65,7 +65,7 @@ func newEventTable(j *job) *table[eventRow] {
 		owners: newInterned(func(o tcp.Owner) string { return o.Comm.String() }),
 		states: wordsOf(stateWord), kinds: wordsOf(tcp.Kind.String), causes: wordsOf(tcp.Cause.String),
 		flags:  setsOf(j.r.Header().Enums["flag"], uint8(tcp.FlagOwner|tcp.FlagRefusals)),
-		errnos: make(errnoWords), reasons: j.reasons(), spaces: namespaceNames(j), hz: j.r.Header().HZ,
+		errnos: make(errnoWords), reasons: j.reasonWords(), spaces: namespaceNames(j), hz: j.r.Header().HZ,
 	}
 	e.reset()
 	return &table[eventRow]{

@@ -36,6 +36,8 @@ var Formats = []Format{
 	{Name: "jsonl", About: "an object a line; of events the lines of `twtrace trace -o json`", Tables: tables, Extension: ".jsonl", write: byTable(eventLines, linesOf, linesOf)},
 	{Name: "csv", About: "RFC 4180, with a header line", Tables: tables, Extension: ".csv", write: byTable(csvOf, csvOf, csvOf)},
 	{Name: "rowbinary", About: "ClickHouse's RowBinaryWithNamesAndTypes", Tables: tables, Extension: ".rowbinary", Binary: true, write: byTable(rowBinaryOf, rowBinaryOf, rowBinaryOf)},
+	{Name: "pcapng", About: "packets made of state changes, for Wireshark and tshark", Tables: []string{TableEvents}, Extension: ".pcapng", Binary: true, write: writePcapng},
+	{Name: "perfetto", About: "tracks of states, for ui.perfetto.dev", Tables: []string{TableEvents}, Extension: ".pftrace", Binary: true, write: writePerfetto},
 }
 
 // tables are those that have columns.
@@ -143,10 +145,19 @@ func (j *job) missing(format string, args ...any) {
 }
 
 // reasons are the recorded kernel's names for tcp.Event.Reason.
-func (j *job) reasons() map[uint32][]byte {
-	names := make(map[uint32][]byte)
+func (j *job) reasons() map[uint32]string {
+	names := make(map[uint32]string)
 	for n, name := range j.r.Header().Enums["rst_reason"] {
-		names[n] = []byte(printable(name))
+		names[n] = printable(name)
 	}
 	return names
+}
+
+// reasonWords are the same as cells of a table.
+func (j *job) reasonWords() map[uint32][]byte {
+	words := make(map[uint32][]byte)
+	for n, name := range j.reasons() {
+		words[n] = []byte(name)
+	}
+	return words
 }

@@ -11,11 +11,7 @@ import (
 
 // eventLines writes what `twtrace trace -o json` does.
 func eventLines(j *job, _ *table[eventRow]) error {
-	reasons := make(map[uint32]string)
-	for n, name := range j.reasons() {
-		reasons[n] = string(name)
-	}
-	lines := eventline.NewJSON(j.w, eventline.Options{HZ: j.r.Header().HZ, Reasons: reasons})
+	lines := eventline.NewJSON(j.w, eventline.Options{HZ: j.r.Header().HZ, Reasons: j.reasons()})
 	owners := timeline.NewOwners(0)
 	err := j.events(func(ev *tcp.Event) error {
 		lines.Line(&eventline.Line{Event: ev, Past: owners.Event(ev), Wall: j.clocks.wall(ev.MonoNS)})

@@ -30,6 +30,8 @@ const (
 	CC Cap = "cc"
 	// DuckDB is node with the module @duckdb/node-api, in a directory that NODE_PATH names.
 	DuckDB Cap = "duckdb"
+	// Tshark is Wireshark's tshark, which reads captures.
+	Tshark Cap = "tshark"
 )
 
 // row is one capability. Its probe returns nil, or what is missing.
@@ -46,6 +48,7 @@ var table = []row{
 	{Fentry, sync.OnceValue(probeFentry)},
 	{CC, sync.OnceValue(probeCC)},
 	{DuckDB, sync.OnceValue(probeDuckDB)},
+	{Tshark, sync.OnceValue(probeTshark)},
 }
 
 // requireEnv names the capabilities that this machine is known to have,
