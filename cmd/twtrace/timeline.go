@@ -141,7 +141,7 @@ func (a *app) timelineEnd(f *timelineFlags, result *story.Result) {
 		if result.Attempts > 0 && f.query.Empty() {
 			all = fmt.Sprintf(" of %d attempts (%d failed)", result.Attempts, result.Failed)
 		}
-		fmt.Fprintf(a.stderr, "%d told%s, and there are more: narrow them down by --failed, --slowest N, --port, --errno, --cause, --cookie or --pid, or see all with --limit 0\n",
+		fmt.Fprintf(a.stderr, "%d shown%s, and there are more: narrow them down by --failed, --slowest N, --port, --errno, --cause, --cookie or --pid, or see all with --limit 0\n",
 			result.Told, all)
 	}
 }

@@ -27,9 +27,16 @@ const (
 type socket struct {
 	events  []tcp.Event
 	omitted int
+	place   place
+	// all lives of the cookie are wanted, not one with a port of its own.
+	all   bool
+	again bool // it was read twice
 }
 
 func (k *socket) add(ev *tcp.Event) {
+	if !k.all {
+		k.place.learn(ev)
+	}
 	if len(k.events) >= maxEvents {
 		k.omitted++
 		return
@@ -64,27 +71,49 @@ func (s *source) assemble(list []pick) ([]*Story, error) {
 	}
 	for i := range list {
 		if c := list[i].cookie; c != 0 {
-			a.sockets[c] = new(socket)
+			a.sockets[c] = &socket{place: list[i].place, all: list[i].place == place{}}
 		}
 	}
-	err := s.scan(func(seg *recording.Segment) bool { return mayHaveAny(seg, a.sockets) }, func(ev *tcp.Event) error {
-		if k := a.sockets[ev.Cookie]; k != nil {
-			k.add(ev)
-		}
-		return nil
-	}, nil)
-	if err != nil {
+	if err := s.gather(a.sockets); err != nil {
 		return nil, err
 	}
 	subjects := a.find(list)
 	if err := a.around(subjects); err != nil {
 		return nil, err
 	}
-	if err := a.rest(); err != nil {
+	if err := a.rest(subjects); err != nil {
 		return nil, err
 	}
 	return a.stories(subjects), nil
 }
+
+// gather reads the events of sockets: first where they most likely are, then again of those whose begin is
+// further away.
+func (s *source) gather(sockets map[tcp.Cookie]*socket) error {
+	for len(sockets) > 0 {
+		err := s.scan(func(seg *recording.Segment) bool { return mayHave(seg, sockets) }, func(ev *tcp.Event) error {
+			if k := sockets[ev.Cookie]; k != nil && ev.Cookie != 0 {
+				k.add(ev)
+			}
+			return nil
+		}, nil)
+		if err != nil {
+			return err
+		}
+		again := make(map[tcp.Cookie]*socket)
+		for c, k := range sockets {
+			if k.place.from != 0 && !k.again && k.calling() {
+				*k = socket{place: place{from: k.place.from - longest, port: k.place.port, since: k.place.since}, again: true}
+				again[c] = k
+			}
+		}
+		sockets = again
+	}
+	return nil
+}
+
+// calling reports whether the first event of a socket finds it in SYN_SENT.
+func (k *socket) calling() bool { return len(k.events) > 0 && k.events[0].Old == tcp.SynSent }
 
 // find returns what is told of: a life for each pick, or all of a cookie's.
 func (a *assembly) find(list []pick) []*subject {
@@ -209,41 +238,47 @@ func (a *assembly) near(s *subject, ev *tcp.Event) {
 	}
 	if a.sockets[ev.Cookie] == nil && a.others[ev.Cookie] == nil && s.others < maxOthers {
 		s.others++
-		a.others[ev.Cookie] = new(socket)
+		a.others[ev.Cookie] = &socket{place: placeOf(ev)}
 	}
 }
 
 // rest reads the events of the others, and the attempts that are not known yet.
-func (a *assembly) rest() error {
-	all := make(map[tcp.Cookie]struct{})
-	for c := range a.sockets {
-		all[c] = struct{}{}
+func (a *assembly) rest(subjects []*subject) error {
+	if err := a.src.gather(a.others); err != nil {
+		return err
 	}
-	for c := range a.others {
-		all[c] = struct{}{}
-	}
-	if len(all) == 0 {
+	a.lives = livesOf(a.sockets, a.others)
+	if a.src.cond.Records[recording.TableAttempts] == 0 {
 		return nil
 	}
-	want := func(seg *recording.Segment) bool {
-		if seg.Table == recording.TableEvents {
-			return len(a.others) > 0 && mayHaveAny(seg, a.others)
+	unknown := make(map[tcp.Cookie]int64) // and since when they can have ended
+	for _, s := range subjects {
+		switch l := s.life; {
+		case s.pick.known || s.pick.cookie == 0:
+		case l == nil:
+			unknown[s.pick.cookie] = 0
+		case l.Role != timeline.RolePassive:
+			unknown[l.Cookie] = l.FirstNS - slack
+		default:
+			if l = a.lifeOf(l.Cookie, l.FirstSeq); l.Peer != 0 {
+				unknown[l.Peer] = l.FirstNS - slack
+			}
 		}
-		return mayHaveAny(seg, all)
 	}
-	err := a.src.scan(want, func(ev *tcp.Event) error {
-		if k := a.others[ev.Cookie]; k != nil && ev.Cookie != 0 {
-			k.add(ev)
+	return a.src.scan(func(seg *recording.Segment) bool {
+		for c, since := range unknown {
+			if seg.MaxNS >= since && (len(unknown) > fewKeys || seg.MayHaveCookie(c)) {
+				return true
+			}
 		}
-		return nil
-	}, func(at *tcp.Attempt) error {
-		if _, ok := all[at.Cookie]; ok {
+		return false
+	}, nil, func(at *tcp.Attempt) error {
+		if _, ok := unknown[at.Cookie]; ok {
 			a.attempts[at.Cookie] = *at
+			delete(unknown, at.Cookie)
 		}
 		return nil
 	})
-	a.lives = livesOf(a.sockets, a.others)
-	return err
 }
 
 // stories makes them of all that was read.
@@ -325,6 +360,7 @@ func (a *assembly) peerOf(own *timeline.Connection) *timeline.Connection {
 // add gives a story one of its ends, and its events.
 func (a *assembly) add(s *Story, end int, life *timeline.Connection, how string) {
 	s.Ends[end] = End{Connection: *life, JoinedBy: how}
+	s.onlyLife[end] = len(a.lives[life.Cookie]) == 1
 	k := a.sockets[life.Cookie]
 	if k == nil {
 		k = a.others[life.Cookie]

@@ -14,13 +14,14 @@ type pick struct {
 	cookie  tcp.Cookie
 	attempt tcp.Attempt
 	known   bool   // the attempt is
-	order   int64  // its place: the lowest comes first
+	order   int64  // the lowest comes first
 	seq     uint64 // of its first event
+	place   place  // the zero value: anywhere
 }
 
 // maxPicks is how many connections are kept that may be asked for: some 200 MB. It takes a query that asks
 // for nearly everything to come to it.
-const maxPicks = 1 << 21
+const maxPicks = 1 << 20
 
 // picks keeps those that come first.
 type picks struct {
@@ -143,7 +144,7 @@ func (s *source) chooseByAttempts(q *Query, on uint8, budget int, result *Result
 		if narrow && !slices.Contains(q.Errnos, a.Errno) {
 			return nil
 		}
-		k := pick{cookie: a.Cookie, attempt: *a, known: true, order: a.Started}
+		k := pick{cookie: a.Cookie, attempt: *a, known: true, order: a.Started, place: placeOfAttempt(a)}
 		if q.Slowest {
 			if !a.ReachedConnect() {
 				return nil
@@ -175,6 +176,7 @@ func connectTime(a *tcp.Attempt) int64 {
 // candidate is a socket of which some events fit.
 type candidate struct {
 	seq    uint64
+	place  place
 	took   int64 // from SYN_SENT to ESTABLISHED, or to the end; 0: not known
 	fits   uint8
 	picked bool
@@ -220,7 +222,7 @@ func (s *source) chooseByEvents(q *Query, on uint8, budget int, result *Result) 
 		if k.fits != on || q.Slowest && k.took == 0 {
 			continue
 		}
-		next := pick{cookie: c, seq: k.seq}
+		next := pick{cookie: c, seq: k.seq, place: k.place}
 		if q.Slowest {
 			next.order = -k.took
 		}
@@ -252,7 +254,7 @@ func (b *byEvents) event(ev *tcp.Event) {
 	took := b.took(ev)
 	if b.q.Slowest && b.on == 0 {
 		if took != 0 {
-			b.slowest.add(pick{cookie: ev.Cookie, seq: ev.Seq, order: -took})
+			b.slowest.add(pick{cookie: ev.Cookie, seq: ev.Seq, order: -took, place: placeOf(ev)})
 		}
 		return
 	}
@@ -266,7 +268,7 @@ func (b *byEvents) event(ev *tcp.Event) {
 			b.full = true
 			return
 		}
-		k.seq = ev.Seq
+		k.seq, k.place = ev.Seq, placeOf(ev)
 	}
 	k.fits |= fits
 	k.took = max(k.took, took)

@@ -21,7 +21,7 @@ func Read(r *recording.Reader, q Query, begin func(*recording.Condition), tell f
 	}
 	begin(src.cond)
 	result := &Result{Condition: src.cond, Attempts: src.cond.Records[recording.TableAttempts], Failed: -1}
-	t := &teller{src: src, q: &q, tell: tell, result: result, told: make(map[uint64]struct{})}
+	t := &teller{src: src, q: &q, tell: tell, result: result, told: make(map[uint64]struct{}), ends: make(map[tcp.Cookie]struct{})}
 	// What is chosen can turn out to be the other end of one that was told of, or not to fit. So more are
 	// asked for until there are enough.
 	for budget, done := 4*q.Limit+16, 0; ; budget *= 16 {
@@ -49,6 +49,7 @@ type teller struct {
 	tell   func(*Story) error
 	result *Result
 	told   map[uint64]struct{} // of connections with both ends, by their first events
+	ends   map[tcp.Cookie]struct{}
 }
 
 func (t *teller) full() bool { return t.q.Limit > 0 && t.result.Told >= t.q.Limit }
@@ -58,9 +59,9 @@ func (t *teller) all(list []pick) error {
 	for len(list) > 0 {
 		n := min(batchSize, len(list))
 		if left := t.q.Limit - t.result.Told; t.q.Limit > 0 {
-			n = min(n, max(64, 2*left))
+			n = min(n, max(8, 2*left))
 		}
-		stories, err := t.src.assemble(list[:n])
+		stories, err := t.src.assemble(t.new(list[:n]))
 		if err != nil {
 			return err
 		}
@@ -86,6 +87,14 @@ func (t *teller) all(list []pick) error {
 	return nil
 }
 
+// new leaves out those of a list that were told as the other end of one, as far as that is plain.
+func (t *teller) new(list []pick) []pick {
+	return slices.DeleteFunc(slices.Clone(list), func(p pick) bool {
+		_, ok := t.ends[p.cookie]
+		return ok && !p.known && p.place != place{}
+	})
+}
+
 // fits reports whether a story is asked for, and was not told yet as that of the other end.
 func (t *teller) fits(s *Story) bool {
 	if !s.matches(t.q) {
@@ -97,6 +106,11 @@ func (t *teller) fits(s *Story) bool {
 			return false
 		}
 		t.told[first] = struct{}{}
+		for i := range s.Ends {
+			if s.onlyLife[i] {
+				t.ends[s.Ends[i].Cookie] = struct{}{}
+			}
+		}
 	}
 	return true
 }

@@ -46,7 +46,8 @@ type Story struct {
 	// Lost is how many events were lost or skipped while it lasted, of any connection.
 	Lost uint64
 
-	clock *wallClock
+	clock    *wallClock
+	onlyLife [2]bool // of the end's cookie
 }
 
 // The ways of joining.
