@@ -292,6 +292,13 @@ func (a *assembly) stories(subjects []*subject) []*Story {
 
 func (a *assembly) story(sub *subject) *Story {
 	s := &Story{clock: &a.src.wall}
+	if ev := sub.pick.alone; ev != nil {
+		s.Ends[Client] = End{JoinedBy: Alone, Connection: timeline.Connection{
+			NetNS: ev.NetNS, Tuple: ev.Tuple, Owner: ev.Owner, FirstSeq: ev.Seq, LastSeq: ev.Seq, Events: 1,
+			FirstNS: ev.MonoNS, LastNS: ev.MonoNS, Errno: ev.Errno,
+		}}
+		s.Events = []Event{{Event: *ev, End: Client}}
+	}
 	attempt, known := sub.pick.attempt, sub.pick.known
 	if sub.life != nil {
 		own := a.lifeOf(sub.life.Cookie, sub.life.FirstSeq)

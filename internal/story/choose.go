@@ -13,10 +13,11 @@ import (
 type pick struct {
 	cookie  tcp.Cookie
 	attempt tcp.Attempt
-	known   bool   // the attempt is
-	order   int64  // the lowest comes first
-	seq     uint64 // of its first event
-	place   place  // the zero value: anywhere
+	known   bool       // the attempt is
+	alone   *tcp.Event // all that there is, and of no cookie; nil: it is not
+	order   int64      // the lowest comes first
+	seq     uint64     // of its first event
+	place   place      // the zero value: anywhere
 }
 
 // maxPicks is how many connections are kept that may be asked for: some 200 MB. It takes a query that asks
@@ -191,6 +192,7 @@ type byEvents struct {
 	calling map[tcp.Cookie]int64 // in SYN_SENT, since when
 	dropped map[tcp.FourTuple]struct{}
 	slowest picks
+	alone   []pick
 	whole   int // that fit in everything
 	full    bool
 }
@@ -218,6 +220,9 @@ func (s *source) chooseByEvents(q *Query, on uint8, budget int, result *Result) 
 		return b.slowest.list, false, err
 	}
 	var p picks
+	for _, k := range b.alone {
+		p.add(k)
+	}
 	for c, k := range b.found {
 		if k.fits != on || q.Slowest && k.took == 0 {
 			continue
@@ -246,6 +251,12 @@ func (b *byEvents) event(ev *tcp.Event) {
 		if slices.Contains(b.causes, ev.Cause) && len(b.dropped) < maxPicks/16 {
 			b.dropped[ev.Tuple.Reverse()] = struct{}{}
 		}
+		return
+	}
+	if ev.Kind == tcp.KindBindFailed && ev.Cookie == 0 && !b.q.Slowest && b.fits(ev) == b.on && len(b.alone) < maxPicks/16 {
+		one := *ev
+		b.alone = append(b.alone, pick{seq: ev.Seq, alone: &one})
+		b.whole++
 		return
 	}
 	if ev.Cookie == 0 || ev.New == tcp.Listen || ev.Old == tcp.Listen {

@@ -178,8 +178,11 @@ func (j *JSON) event(s *Story, e *Event, g *segments, begin, last int64) eventDo
 		End: endNames[e.End], JoinedBy: ByCookie, Kind: e.Kind.String(), OldState: state(e.Old), NewState: state(e.New),
 		Cause: word(e.Cause.String()), Errno: word(e.Errno.String()),
 	}
-	if e.Stray {
+	switch {
+	case e.Stray:
 		d.JoinedBy = ByFourTuple
+	case e.Cookie == 0:
+		d.JoinedBy = Alone
 	}
 	if e.Kind == tcp.KindRstSent {
 		d.Reason = word(printable(j.opts.Reasons[e.Reason]))

@@ -202,10 +202,13 @@ func resets(s *Story) (Outcome, bool) {
 		case end.Errno != 0:
 			o := Outcome{Result: Reset, Failed: true, Cause: byErrno[end.Errno]}
 			o.Text = fmt.Sprintf("ended by %s at the %s", end.Errno, endNames[i])
+			if o.Cause == verdict.Reset && end.RstReceived > 0 {
+				o.Text = fmt.Sprintf("reset by the %s", endNames[1-i])
+			}
 			if end.EstablishedNS != 0 && end.ClosedNS != 0 {
 				o.Text += " after " + span(end.ClosedNS-end.EstablishedNS)
 			}
-			if o.Cause != "" {
+			if o.Cause != "" && o.Cause != verdict.Reset {
 				o.Text += fmt.Sprintf(": %s, %s", o.Cause, s.sentence(o.Cause))
 			}
 			return o, true
@@ -256,6 +259,8 @@ func span(ns int64) string {
 	return fmt.Sprintf("%s%.3f s", sign, float64(d)/1e9)
 }
 
+func sideOf(name string) string { return "the " + name + "'s side" }
+
 const endOfTimeWait = "the end of the TIME_WAIT"
 
 // gaps says what of a story was not seen, and why.
@@ -282,7 +287,7 @@ func (s *source) gaps(st *Story) []Gap {
 	for i := range st.Ends {
 		if !st.Ends[i].Seen() {
 			if why := s.unseen(st, &st.Ends[1-i]); why != "" {
-				add("the "+st.endName(i)+"'s side", why)
+				add(sideOf(st.endName(i)), why)
 			}
 			continue
 		}

@@ -1,6 +1,7 @@
 package story
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,17 +26,27 @@ type row struct {
 // sender shows is left out at the receiver.
 type segments struct {
 	s *Story
-	// sent are what the ends' own events show as sent.
+	// What the ends' own events show as sent.
 	fin, rst [2]bool
+	// late are RSTs that the other end's event was before: over loopback and veth an RST is taken before the
+	// kernel tells that it was sent. It is drawn where it was taken.
+	late map[uint64]bool // the numbers of both events
 }
 
 func newSegments(s *Story) *segments {
-	g := &segments{s: s}
+	g := &segments{s: s, late: make(map[uint64]bool)}
+	var taken [2][]uint64 // RSTs of each end that were taken and not yet told to be sent
 	for i := range s.Events {
 		e := &s.Events[i]
 		switch {
+		case e.Kind == tcp.KindRstReceived && !g.rst[1-e.End]:
+			taken[1-e.End] = append(taken[1-e.End], e.Seq)
 		case e.Kind == tcp.KindRstSent:
 			g.rst[e.End] = true
+			if list := taken[e.End]; len(list) > 0 {
+				g.late[list[0]], g.late[e.Seq] = true, true
+				taken[e.End] = list[1:]
+			}
 		case sendsFin(&e.Event):
 			g.fin[e.End] = true
 		}
@@ -54,9 +65,11 @@ func (g *segments) of(e *Event) (segment string, from int) {
 	case tcp.KindState:
 		return g.ofState(e)
 	case tcp.KindRstSent:
-		return "RST", me
+		if !g.late[e.Seq] {
+			return "RST", me
+		}
 	case tcp.KindRstReceived:
-		if !g.rst[other] {
+		if !g.rst[other] || g.late[e.Seq] {
 			return "RST", other
 		}
 	case tcp.KindRetransmit:
@@ -166,7 +179,7 @@ func (t *Text) words(s *Story, e *Event, before tcp.State) string {
 	case tcp.KindState:
 		return stateWords(e, before)
 	case tcp.KindRstSent:
-		return join("RST sent", t.reason(e.Reason), when(e.Stray, "(no socket)"))
+		return join("RST sent", cmp.Or(t.reason(e.Reason), when(e.Stray, "(no socket)")))
 	case tcp.KindRstReceived:
 		return "RST received"
 	case tcp.KindRetransmit:

@@ -54,6 +54,7 @@ type Story struct {
 const (
 	ByCookie    = "cookie"
 	ByFourTuple = "four-tuple"
+	Alone       = "alone" // a bind() that failed, of a socket without a cookie: all there is of it
 )
 
 // End is one end of a connection.

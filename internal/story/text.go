@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -104,13 +105,14 @@ func (t *Text) head(s *Story) {
 	tuple := s.Tuple()
 	title := address(tuple.Local) + " > " + address(tuple.Peer)
 	if a := s.Attempt; a != nil {
-		if !s.Ends[Client].Seen() && !s.Ends[Server].Seen() {
-			title = "no socket was seen"
-			if a.LocalPort != 0 {
-				title = "port " + strconv.Itoa(int(a.LocalPort))
-			}
-		}
 		which := fmt.Sprintf("  loop %d, attempt %d", a.Loop, a.Index)
+		switch {
+		case s.Ends[Client].Seen() || s.Ends[Server].Seen():
+		case a.LocalPort != 0:
+			title = "port " + strconv.Itoa(int(a.LocalPort))
+		default:
+			title, which = which[2:], ""
+		}
 		if utf8.RuneCountInString(title+which) <= width {
 			title += which
 		} else {
@@ -146,7 +148,10 @@ func address(a netip.AddrPort) string {
 
 // who is a socket's cookie, namespace and owner.
 func (t *Text) who(e *End) string {
-	text := fmt.Sprintf("cookie %d, network namespace ", e.Cookie)
+	text := "cookie not known, network namespace "
+	if e.Cookie != 0 {
+		text = fmt.Sprintf("cookie %d, network namespace ", e.Cookie)
+	}
 	if name := t.opts.netns[e.NetNS]; name != "" {
 		text += name
 	} else {
@@ -178,7 +183,7 @@ func (t *Text) ladder(s *Story) {
 	t.line("", "")
 	names := [2]string{strings.ToUpper(s.endName(Client)), strings.ToUpper(s.endName(Server))}
 	for i := range names {
-		if !s.Ends[i].Seen() {
+		if slices.ContainsFunc(s.Missing, func(g Gap) bool { return g.What == sideOf(s.endName(i)) }) {
 			names[i] += " (not seen)"
 		}
 	}
