@@ -2,6 +2,7 @@ package story
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/twtrace/twtrace/internal/recording"
@@ -259,7 +260,12 @@ func span(ns int64) string {
 	return fmt.Sprintf("%s%.3f s", sign, float64(d)/1e9)
 }
 
-func sideOf(name string) string { return "the " + name + "'s side" }
+func sideOf(name string) string {
+	if strings.HasSuffix(name, " end") {
+		return "the " + name
+	}
+	return "the " + name + "'s side"
+}
 
 const endOfTimeWait = "the end of the TIME_WAIT"
 

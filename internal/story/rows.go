@@ -73,15 +73,17 @@ func (g *segments) of(e *Event) (segment string, from int) {
 			return "RST", other
 		}
 	case tcp.KindRetransmit:
-		if e.Old == tcp.SynSent {
-			return "SYN again", me
+		switch {
+		case e.Errno != 0: // it was not sent, or no further than to the link
+		case e.Old == tcp.SynSent:
+			return "SYN", me
+		case e.Old == tcp.FinWait1, e.Old == tcp.LastAck, e.Old == tcp.Closing:
+			return "FIN or data", me
+		default:
+			return "data", me
 		}
-		if e.Old == tcp.FinWait1 || e.Old == tcp.LastAck || e.Old == tcp.Closing {
-			return "FIN or data again", me
-		}
-		return "data again", me
 	case tcp.KindSynAckRetransmit:
-		return "SYN+ACK again", me
+		return "SYN+ACK", me
 	case tcp.KindTWEnter:
 		if e.Substate == tcp.TimeWait && !g.fin[other] {
 			return "FIN", other
@@ -90,8 +92,6 @@ func (g *segments) of(e *Event) (segment string, from int) {
 		if !g.fin[other] {
 			return "FIN", other
 		}
-	case tcp.KindListenDrop:
-		return "dropped", other
 	}
 	return "", 0
 }
@@ -235,7 +235,9 @@ func stateWords(e *Event, before tcp.State) string {
 	return join(text, errnoWords(e.Errno))
 }
 
-func words(c tcp.Cause) string { return strings.ReplaceAll(c.String(), "-", " ") }
+var inText = strings.NewReplacer("-", " ", "syn", "SYN", "rst", "RST")
+
+func words(c tcp.Cause) string { return inText.Replace(c.String()) }
 
 func join(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " ")

@@ -362,17 +362,18 @@ func (t *Text) timeWait(e *End) string {
 	case !w.Made():
 		return ""
 	}
-	text := ""
+	var text string
 	switch {
 	case w.EndedNS == 0:
 		text = "not over when the recording ends"
-	case w.EnteredNS != 0:
-		text = fmt.Sprintf("%s, ended: %s", span(w.EndedNS-w.EnteredNS), words(w.Cause))
+	case w.EnteredNS == 0:
+		text = "from before the trace, ended: " + words(w.Cause)
 	default:
-		text = "ended: " + words(w.Cause)
-	}
-	if w.EnteredNS != 0 && t.opts.HZ > 0 && w.EndedNS != 0 {
-		text = strings.Replace(text, ",", " (its timer was set for "+t.ticks(w.Ticks)+"),", 1)
+		text = span(w.EndedNS - w.EnteredNS)
+		if t.opts.HZ > 0 {
+			text += " (its timer was set for " + t.ticks(w.Ticks) + ")"
+		}
+		text += ", ended: " + words(w.Cause)
 	}
 	if e.Successor != 0 {
 		text += fmt.Sprintf("; the port went to the socket with cookie %d (see --cookie %d)", e.Successor, e.Successor)
