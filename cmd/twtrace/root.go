@@ -121,7 +121,7 @@ func (a *app) root() *cobra.Command {
 		return usagef("%w: see `%s --help`", err, cmd.CommandPath())
 	})
 	root.AddCommand(a.linuxCommands()...)
-	root.AddCommand(a.reportCommand(), a.exportCommand(), a.versionCommand(), a.manCommand())
+	root.AddCommand(a.reportCommand(), a.timelineCommand(), a.exportCommand(), a.versionCommand(), a.manCommand())
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
