@@ -58,13 +58,14 @@ func killOnce(t *testing.T) (counted int, lag time.Duration) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // killed
+	}()
 	defer func() {
 		_ = cmd.Process.Kill()
-		if ended != nil {
-			<-ended
-		}
+		<-ended
 	}()
 	// tail waits until the file has an event after a moment, and some attempts.
 	var looks []seen
@@ -116,7 +117,6 @@ func killOnce(t *testing.T) (counted int, lag time.Duration) {
 		t.Fatal(err)
 	}
 	<-ended
-	ended = nil
 
 	c, events := readKilled(t, file, there)
 	opens := 0
