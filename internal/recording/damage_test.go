@@ -479,3 +479,23 @@ func TestNoRecording(t *testing.T) {
 		t.Error("a directory was opened")
 	}
 }
+
+// TestHostileFiles: what looks like chunks over and over is looked through once, in bounded memory.
+func TestHostileFiles(t *testing.T) {
+	w := write(t, "a")
+	const long = 4 << 20
+	for _, pattern := range []string{"\x81\x00\x08\x00TWRS", "\x82\xff\xff\x01TWRF", "TWR", "\x81", "\xfe\x00\x00\x00"} {
+		file := append(bytes.Clone(w.file[:w.headerEnd()]), bytes.Repeat([]byte(pattern), long/len(pattern))...)
+		c := w.mustNotice(t, fmt.Sprintf("%q again and again", pattern), file)
+		if c != nil && (c.Footer != nil || c.Segments != 0) {
+			t.Errorf("%q again and again: %+v", pattern, c)
+		}
+	}
+	// A segment again and again, with something between: it is taken once.
+	s := recording.Segments(w.file)[0]
+	piece := append(bytes.Clone(w.file[s.Offset():s.End()]), 'x')
+	file := append(bytes.Clone(w.file[:s.Offset()]), bytes.Repeat(piece, long/len(piece))...)
+	if c := w.mustNotice(t, "a segment again and again", file); c.Segments != 1 || c.Records[s.Table] != uint64(s.Count) {
+		t.Errorf("a segment again and again: %+v", c)
+	}
+}

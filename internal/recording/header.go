@@ -188,8 +188,11 @@ func newRenumbering(enums map[string]map[uint32]string) (*renumbering, error) {
 
 // renumberBits makes the table of a set of bits: those that this version does not know are left out.
 func renumberBits(to *[256]uint8, theirs map[uint32]string, known map[string]uint8) {
-	for n := range to {
-		for bit, name := range theirs {
+	for bit, name := range theirs {
+		if bit >= 256 {
+			continue
+		}
+		for n := range to {
 			if uint32(n)&bit != 0 {
 				to[n] |= known[name]
 			}

@@ -521,14 +521,15 @@ func (s *scan) footer(n int) {
 }
 
 // maxFooter bounds a footer's text.
-const maxFooter = 1 << 28
+const maxFooter = 1 << 26
 
 // parseFooter reads a footer's chunk; false: it is none, or not of this recording.
 func (r *Reader) parseFooter(at int64, n int) (*Footer, bool) {
-	chunk, ok := r.at(at+chunkHead, n, nil)
+	chunk, ok := r.at(at+chunkHead, n, r.packed)
 	if !ok {
 		return nil, false
 	}
+	r.packed = chunk
 	p, ok := payloadOf(chunk, magicFooter)
 	if !ok || len(p) < 4 || le.Uint32(p) != r.id {
 		return nil, false
@@ -596,7 +597,7 @@ func (s *scan) resync(what string) {
 }
 
 // maxTried bounds the places at which a footer is looked for: each can be long.
-const maxTried = 1000
+const maxTried = 100
 
 // whole reports whether a chunk of our own is at a place.
 func (s *scan) whole(at int64, head []byte) bool {
