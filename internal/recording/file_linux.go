@@ -1,6 +1,7 @@
 package recording
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 
@@ -57,12 +58,22 @@ func dataSync(f *os.File) error {
 	return err
 }
 
-// Now reads three clocks, one after the other.
-func Now() Clock {
-	read := func(id int32) int64 {
-		var ts unix.Timespec
-		_ = unix.ClockGettime(id, &ts) // can't fail for these
-		return ts.Nano()
+// Now reads three clocks. The two others are read between two readings of CLOCK_MONOTONIC, some times, of which the
+// closest count: the task may be preempted between.
+func Now() (c Clock) {
+	narrowest := int64(math.MaxInt64)
+	for range 5 {
+		before := readClock(unix.CLOCK_MONOTONIC)
+		real, boot := readClock(unix.CLOCK_REALTIME), readClock(unix.CLOCK_BOOTTIME)
+		if width := readClock(unix.CLOCK_MONOTONIC) - before; width < narrowest {
+			narrowest, c = width, Clock{MonoNS: before + width/2, RealNS: real, BootNS: boot}
+		}
 	}
-	return Clock{MonoNS: read(unix.CLOCK_MONOTONIC), RealNS: read(unix.CLOCK_REALTIME), BootNS: read(unix.CLOCK_BOOTTIME)}
+	return c
+}
+
+func readClock(id int32) int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(id, &ts) // can't fail for those of Linux
+	return ts.Nano()
 }
