@@ -4,15 +4,17 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/twtrace/twtrace/internal/recording"
 )
 
-// recording is how commands write one.
-func (a *app) recording() recording.Options {
+// recording is how commands write one; stopped becomes true if it ends before what it is of.
+func (a *app) recording(stopped *atomic.Bool) recording.Options {
 	return recording.Options{
 		Create: createForCaller,
 		OnStop: func(err error) {
+			stopped.Store(true)
 			a.log.Warn("the recording ends here, and what it is of goes on: what was written can be read", "why", err)
 		},
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -200,8 +201,9 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 		defer files.close()
 		opts.Latency = files.writers()
 	}
+	var stopped atomic.Bool
 	if f.write != "" {
-		opts.Record = run.Recording{File: f.write, Options: a.recording()}
+		opts.Record = run.Recording{File: f.write, Options: a.recording(&stopped)}
 	}
 	summary, err := run.Run(ctx, opts)
 	if err != nil {
@@ -215,7 +217,7 @@ func (a *app) run(ctx context.Context, f *runFlags) error {
 	if err != nil {
 		return err
 	}
-	if opts.Trace && summary.Incomplete(f.strict) || f.strict && !opts.Trace {
+	if stopped.Load() || opts.Trace && summary.Incomplete(f.strict) || f.strict && !opts.Trace {
 		return errIncomplete
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -126,7 +127,8 @@ func (a *app) trace(ctx context.Context, f *traceFlags, args []string) error {
 		opts.Command = exec.Command(args[0], args[1:]...)
 		opts.Command.Stdin, opts.Command.Stdout, opts.Command.Stderr = os.Stdin, a.stderr, a.stderr
 	}
-	if opts.Record, err = f.recording(a); err != nil {
+	var stopped atomic.Bool
+	if opts.Record, err = f.recording(a, &stopped); err != nil {
 		return err
 	}
 	opts.Writer = func(start watch.Start) eventline.Writer {
@@ -175,7 +177,7 @@ func (a *app) trace(ctx context.Context, f *traceFlags, args []string) error {
 	switch {
 	case account.Exit != 0:
 		return commandExit{code: account.Exit}
-	case account.Incomplete(f.strict):
+	case stopped.Load(), account.Incomplete(f.strict):
 		return errIncomplete
 	}
 	return nil
@@ -218,8 +220,8 @@ func (f *traceFlags) options() (watch.Options, error) {
 func (f *traceFlags) rotates() bool { return f.rotateSize != "" || f.rotateAge > 0 }
 
 // recording is where events are to be kept.
-func (f *traceFlags) recording(a *app) (watch.Recording, error) {
-	r := watch.Recording{File: f.write, Options: a.recording(), Twtrace: version(), Asked: os.Args[1:]}
+func (f *traceFlags) recording(a *app, stopped *atomic.Bool) (watch.Recording, error) {
+	r := watch.Recording{File: f.write, Options: a.recording(stopped), Twtrace: version(), Asked: os.Args[1:]}
 	if f.write == "" {
 		if f.given("write") {
 			return r, usagef("--write: want the name of a file")
