@@ -66,9 +66,10 @@ cross: ## arm64, and the program on other systems, for what needs no Linux
 # a failure ("context deadline exceeded", go.dev/issue/75804). An input of some kilobytes would be made
 # shorter for a minute each time it is new: ten tries are enough.
 FUZZTIME ?= 20s
-fuzz: ## each fuzz target for FUZZTIME
+FUZZ     ?= ./...
+fuzz: ## each fuzz target for FUZZTIME; FUZZ=./tracer for those of one package
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
-	$(GO) list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r pkg dir; do \
+	$(GO) list -f '{{.ImportPath}} {{.Dir}}' $(FUZZ) | while read -r pkg dir; do \
 		for f in $$(grep -hos '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | cut -c6-); do \
 			$(GO) test -c -o "$$tmp/test" -fuzz "^$$f$$" "$$pkg"; \
 			echo "$$pkg $$f"; \
