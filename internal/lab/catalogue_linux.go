@@ -14,4 +14,16 @@ var Catalogue = []Entry{
 		Seconds: 5, FullSeconds: 5,
 		run: rebind,
 	},
+	{
+		Name: "port-search", Question: "What does connect() cost as ports run out, and who gets which port?",
+		Source:  "experiment 1's slow loops; Linux' __inet_hash_connect and inet_csk_find_open_port",
+		Seconds: 20, FullSeconds: 120, Alone: true,
+		run: portSearch,
+	},
+	{
+		Name: "bound-port", Question: "Can a client that binds its own ports use those in TIME_WAIT at once?",
+		Source:  "Linux' tcp_twsk_unique; port allocators of load generators",
+		Seconds: 6, FullSeconds: 15,
+		run: boundPort,
+	},
 }

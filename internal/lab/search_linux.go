@@ -36,6 +36,17 @@ type Opened struct {
 // OK reports whether it is connected.
 func (o *Opened) OK() bool { return o.Errno == 0 }
 
+// is reports whether a call failed with an error.
+func (o *Opened) is(phase string, errno unix.Errno) bool { return o.Phase == phase && o.Errno == errno }
+
+// Why is the call that failed, and its error.
+func (o *Opened) Why() string {
+	if o.OK() {
+		return "ok"
+	}
+	return o.Phase + " " + unix.ErrnoName(o.Errno)
+}
+
 // Searcher opens connections one after the other and measures what bind() and connect() cost, in the processor time of
 // the one thread that does it, which others that run on the machine do not add to.
 type Searcher struct {

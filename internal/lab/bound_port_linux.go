@@ -1,0 +1,3 @@
+package lab
+
+func boundPort(s *Session) error { return nil }
