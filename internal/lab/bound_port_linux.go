@@ -183,18 +183,6 @@ func (s *Session) boundAgain() error {
 	return nil
 }
 
-// writeSeq is the next sequence number that a socket with SO_REUSEADDR will write (TCP_REPAIR).
-func writeSeq(k *Socket) (seq uint32, err error) {
-	const tcpSendQueue, offNoWindowProbe = 2, -1
-	if err := unix.SetsockoptInt(k.FD, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
-		return 0, fmt.Errorf("TCP_REPAIR: %w", err)
-	}
-	err = unix.SetsockoptInt(k.FD, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, tcpSendQueue)
-	n, err2 := unix.GetsockoptInt(k.FD, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
-	err = errors.Join(err, err2, unix.SetsockoptInt(k.FD, unix.IPPROTO_TCP, unix.TCP_REPAIR, offNoWindowProbe))
-	return uint32(n), errors.Join(err, ReuseAddr(k.FD)) // which the end of TCP_REPAIR took away
-}
-
 // boundSequence settles that old segments are out of the new connection's window.
 func (s *Session) boundSequence() error {
 	l, err := s.Network(netlab.Pair)

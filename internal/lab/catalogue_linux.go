@@ -9,6 +9,12 @@ var Catalogue = []Entry{
 		run: classic,
 	},
 	{
+		Name: "params", Question: "What does each setting about TIME_WAIT do, on a client and on a server?",
+		Source:  "experiment 2: the parameters",
+		Seconds: 20, FullSeconds: 25,
+		run: params,
+	},
+	{
 		Name: "rebind", Question: "When can a server bind its port again?",
 		Source:  "experiment 4: restarting a server",
 		Seconds: 5, FullSeconds: 5,
