@@ -34,6 +34,7 @@ type Session struct {
 	opts   *Options
 	entry  *Entry
 	answer *Answer
+	mu     sync.Mutex // of undo: parts of an entry may run side by side
 	undo   []func() error
 }
 
@@ -65,7 +66,27 @@ func (s *Session) Logf(format string, args ...any) {
 }
 
 // Defer calls f when the entry has ended, the latest first.
-func (s *Session) Defer(f func() error) { s.undo = append(s.undo, f) }
+func (s *Session) Defer(f func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.undo = append(s.undo, f)
+}
+
+// Together runs parts of an entry side by side, each with networks of its own, and waits for all. Claims are
+// settled by one of them at a time, or afterwards.
+func (s *Session) Together(parts ...func() error) error {
+	errs := make([]error, len(parts))
+	var wg sync.WaitGroup
+	for i, part := range parts {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			errs[i] = part()
+		}()
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
 
 // Network makes a fresh network, gone when the entry ends. Sysctls are "key=value", below net.ipv4 if
 // they name no other family.

@@ -43,6 +43,43 @@ func Linger(seconds int) Option {
 // SynRetries is TCP_SYNCNT: how often a SYN is sent again.
 func SynRetries(n int) Option { return number(unix.IPPROTO_TCP, unix.TCP_SYNCNT, n) }
 
+// KeepAlive has the kernel ask a silent peer after idle seconds, and every interval seconds again, probes times.
+func KeepAlive(idle, interval, probes int) Option {
+	return func(fd int) error {
+		return errors.Join(
+			number(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)(fd),
+			number(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, idle)(fd),
+			number(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, interval)(fd),
+			number(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, probes)(fd),
+		)
+	}
+}
+
+// UserTimeout is TCP_USER_TIMEOUT.
+func UserTimeout(d time.Duration) Option {
+	return number(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+}
+
+// Filters of a socket (SO_ATTACH_FILTER): what is dropped of that which arrives for it.
+var (
+	dropAll = []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
+	// dropAcks leaves SYNs alone, so that a listener's handshakes begin and don't end.
+	dropAcks = []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13}, // the flags
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: syn, Jt: 1},
+		{Code: unix.BPF_RET | unix.BPF_K},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 18},
+	}
+)
+
+// Drop has the kernel drop what a filter says of that which arrives for the socket; nil: nothing any more.
+func (k *Socket) Drop(filter []unix.SockFilter) error {
+	if filter == nil {
+		return unix.SetsockoptInt(k.FD, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	}
+	return unix.SetsockoptSockFprog(k.FD, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+}
+
 // Socket makes a socket in a namespace; it is closed when the entry ends.
 func (s *Session) Socket(ns *netlab.Namespace, ipv6 bool, options ...Option) (*Socket, error) {
 	family := unix.AF_INET
@@ -116,6 +153,26 @@ func (k *Socket) Connect(to netip.AddrPort, limit time.Duration) error {
 	}
 	if ok, err := k.poll(unix.POLLOUT, limit); err != nil || !ok {
 		return errors.Join(err, unix.ETIMEDOUT)
+	}
+	return k.Error()
+}
+
+// Begin is connect(2) that does not wait; nil: it is under way, or done.
+func (k *Socket) Begin(to netip.AddrPort) error {
+	if err := unix.SetNonblock(k.FD, true); err != nil {
+		return err
+	}
+	if err := unix.Connect(k.FD, sockaddr(to)); !errors.Is(err, unix.EINPROGRESS) {
+		return err
+	}
+	return nil
+}
+
+// Connected waits for the end of a connect() that Begin began, for at most limit: nil, what it failed with, or
+// EINPROGRESS.
+func (k *Socket) Connected(limit time.Duration) error {
+	if ok, err := k.poll(unix.POLLOUT, limit); err != nil || !ok {
+		return errors.Join(err, unix.EINPROGRESS)
 	}
 	return k.Error()
 }

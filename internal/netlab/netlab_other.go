@@ -24,6 +24,8 @@ func (*Lab) ServerAddr() netip.Addr    { return netip.Addr{} }
 func (*Lab) ClientAddrs() []netip.Addr { return nil }
 func (*Lab) Close() error              { return nil }
 
+func (*Lab) Set(*Namespace, ...Sysctl) error { return errors.ErrUnsupported }
+
 func (*Namespace) Cookie() uint64                { return 0 }
 func (*Namespace) Enter() error                  { return errors.ErrUnsupported }
 func (*Namespace) Do(func() error) error         { return errors.ErrUnsupported }

@@ -36,6 +36,7 @@ var packages = []struct {
 	{dir: "internal/clients", limit: 6 * time.Minute},
 	{dir: "internal/run", limit: 12 * time.Minute},
 	{dir: "internal/watch", limit: 6 * time.Minute},
+	{dir: "internal/lab", limit: 20 * time.Minute},
 	{dir: "cmd/twtrace", limit: 12 * time.Minute},
 	{dir: "loadgen", limit: 12 * time.Minute},
 	{dir: "internal/clock", limit: 2 * time.Minute},
