@@ -558,7 +558,7 @@ func FuzzSegmenter(f *testing.F) {
 			}
 		}
 		counts, _ := s.Finish()
-		if len(s.waiting) != 0 || counts.Conversations > uint64(s.order) {
+		if len(s.waiting) != 0 || counts.Conversations > s.order {
 			t.Fatalf("%d wait, counts %+v", len(s.waiting), counts)
 		}
 	})
