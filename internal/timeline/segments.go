@@ -85,8 +85,9 @@ type Segmenter struct {
 	syns   map[tcp.Cookie]*segment  // sent by sockets that have no port yet
 	live   map[uint64]*conversation // the latest of each pair, by its hash
 	closed fifo[*conversation]
-	resets map[uint64]*reset // by direction
-	recent fifo[direction]   // of resets
+	halves fifo[*conversation] // closed, and their other ends may be heard of
+	resets map[uint64]*reset   // by direction
+	recent fifo[direction]     // of resets
 	// tuples has every pair that had a segment: its generation and how far its numbers got. Without it a segment
 	// that belongs to no connection would count as another conversation.
 	tuples map[uint64]trail
@@ -105,9 +106,12 @@ const (
 	waitRst = int64(1e9)
 	// rememberClosed is how long a conversation without open ends is remembered: RSTs follow.
 	rememberClosed = int64(3e9)
-	maxWaiting     = 1 << 18
-	maxTuples      = 1 << 22
-	maxResets      = 1 << 18
+	// rememberHalf is that of one with retransmits whose server's end was not heard of: a listener that has no room for it sends
+	// its SYN+ACK again for a minute (net.ipv4.tcp_synack_retries), and may accept it in the end.
+	rememberHalf = int64(70e9)
+	maxWaiting   = 1 << 18
+	maxTuples    = 1 << 22
+	maxResets    = 1 << 18
 	// MaxConversations is how many conversations a Segmenter follows at once if not told otherwise.
 	MaxConversations = 1 << 19
 )
@@ -175,6 +179,7 @@ type conversation struct {
 
 	syn, synAck, ack bool // are known to have been sent
 	implied          bool // the SYN is, by the server
+	again            bool // something was sent again
 	fin, finAcked    [2]bool
 	closed           [2]bool
 	closedAt         int64
@@ -497,6 +502,7 @@ func (s *Segmenter) retransmit(ev *tcp.Event) {
 		return
 	}
 	flags := ACK
+	c.again = true
 	switch ev.Old {
 	case tcp.SynSent:
 		flags = SYN
@@ -747,14 +753,31 @@ func (s *Segmenter) remember(c *conversation) {
 func (s *Segmenter) forget() {
 	for s.closed.len() > 0 && s.now-s.closed.first().closedAt > rememberClosed {
 		c := s.closed.pop()
-		if s.live[c.hash] == c && c.over() {
-			s.remember(c)
-			delete(s.live, c.hash)
+		if c.half() && s.halves.len() < s.limit {
+			s.halves.push(c)
+		} else {
+			s.drain(c)
 		}
+	}
+	for s.halves.len() > 0 && s.now-s.halves.first().closedAt > rememberHalf {
+		s.drain(s.halves.pop())
 	}
 	for s.recent.len() > 0 && s.now-s.recent.first().at > waitRst {
 		s.forgetReset(s.recent.pop())
 	}
+}
+
+// drain forgets a conversation, unless it has gone on.
+func (s *Segmenter) drain(c *conversation) {
+	if s.live[c.hash] == c && c.over() {
+		s.remember(c)
+		delete(s.live, c.hash)
+	}
+}
+
+// half reports whether a closed conversation's other end may be heard of for long.
+func (c *conversation) half() bool {
+	return c.again && (c.cookie[0] == 0 || c.cookie[1] == 0)
 }
 
 func (s *Segmenter) forgetReset(old direction) {

@@ -374,6 +374,23 @@ func TestSegmenter(t *testing.T) {
 				30000 0 s>c RST+ACK 2,2`,
 			counts: Segments{Conversations: 1, Fins: 2, Rsts: 1},
 		},
+		"a listener that has room when the client has gone": {
+			events: `
+				0 c1 CLOSE>SYN_SENT no-port
+				1 c1 SYN_SENT>ESTABLISHED
+				1000 s0 synack-retransmit NEW_SYN_RECV no-socket
+				4000 c1 ESTABLISHED>CLOSE
+				4000.1 c1 rst-sent CLOSE active
+				9000 c9 CLOSE>SYN_SENT no-port
+				15000 s0 synack-retransmit NEW_SYN_RECV no-socket
+				15000.1 c0 rst-sent no-socket`,
+			want: shaken + `
+				1000 0 s>c SYN+ACK 0,1 again
+				4000.1 0 c>s RST+ACK 1,1
+				15000 0 s>c SYN+ACK 0,1 again
+				15000.1 0 c>s RST+ACK 1,1`,
+			counts: Segments{Conversations: 1, Rsts: 2, Retransmits: 2},
+		},
 		"connected to itself": {
 			events: `
 				0 c1 CLOSE>SYN_SENT no-port
@@ -541,7 +558,7 @@ func FuzzSegmenter(f *testing.F) {
 			}
 		}
 		counts, _ := s.Finish()
-		if len(s.waiting) != 0 || counts.Conversations > uint64(s.order) {
+		if len(s.waiting) != 0 || counts.Conversations > s.order {
 			t.Fatalf("%d wait, counts %+v", len(s.waiting), counts)
 		}
 	})
