@@ -30,8 +30,11 @@ type Trace struct {
 	Next     string       `json:"next"` // the file with which it goes on; empty: none
 	Coverage tcp.Coverage `json:"coverage"`
 	// Opened are connect() calls, Accepted the handshakes of listeners.
-	Opened      int               `json:"opened"`
-	Accepted    int               `json:"accepted"`
+	Opened   int `json:"opened"`
+	Accepted int `json:"accepted"`
+	// Segments are what was on the wire by the events, each once though both ends may have been traced: as many as
+	// `twtrace export --format pcapng` makes packets of.
+	Segments    timeline.Segments `json:"segments"`
 	TimeWait    TimeWait          `json:"time_wait"`
 	Resets      Resets            `json:"resets"`
 	Retransmits Retransmits       `json:"retransmits"`
@@ -79,6 +82,7 @@ type traceGroup struct {
 type tracing struct {
 	h       *recording.Header
 	owners  *timeline.Owners
+	wire    *timeline.Segmenter
 	opts    timeline.Options
 	totals  timeline.Totals
 	reasons map[uint32]int
@@ -97,7 +101,7 @@ const maxExpired = 1 << 20
 func TraceFromRecording(r *recording.Reader) (*Trace, *recording.Condition, error) {
 	h := r.Header()
 	t := &tracing{
-		h: h, owners: timeline.NewOwners(0),
+		h: h, owners: timeline.NewOwners(0), wire: timeline.NewSegmenter(0, nil),
 		opts:    timeline.Options{ShortTicks: uint32(4 * h.HZ), AbortOnData: ReasonNumber(h.Enums["rst_reason"], AbortOnData)},
 		reasons: make(map[uint32]int), kinds: make(map[tcp.Kind]uint64), drops: make(map[tcp.Cause]uint64),
 		groups: make(map[traceGroup]*TraceFailure),
@@ -105,13 +109,20 @@ func TraceFromRecording(r *recording.Reader) (*Trace, *recording.Condition, erro
 	c, err := r.Scan(recording.Query{}, func(b *recording.Batch) error {
 		for i := range b.Events {
 			t.event(&b.Events[i])
+			if err := t.wire.Event(&b.Events[i]); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	return t.sumUp(c), c, nil
+	s := t.sumUp(c)
+	if s.Segments, err = t.wire.Finish(); err != nil {
+		return nil, nil, err
+	}
+	return s, c, nil
 }
 
 func (t *tracing) event(ev *tcp.Event) {
@@ -258,6 +269,7 @@ func (t *Text) Trace(s *Trace) error {
 	t.traceFailures(s)
 	t.line("")
 	t.item("OPENED", "%d by connect(), %d accepted handshakes", s.Opened, s.Accepted)
+	t.item("SEGMENTS", "%d conversations, %d FIN, %d RST", s.Segments.Conversations, s.Segments.Fins, s.Segments.Rsts)
 	tw := s.TimeWait
 	t.item("TIME_WAIT", "%d entered (%d as FIN_WAIT2), %d skipped (bucket limit)", tw.Entered, tw.FinWait2, tw.Overflowed)
 	t.line("           ended: %d expired, %d reused by connect, %d replaced by SYN, %d killed by RST,",
