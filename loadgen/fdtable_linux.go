@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,9 +30,18 @@ import (
 // timer. It must run on a goroutine whose thread has the process's table.
 func startPoller() { time.Sleep(time.Nanosecond) }
 
+// tableCopied is held while a thread has a copy of the process's descriptors, which keeps open what the process closes
+// meanwhile: a FIN would be sent a moment late. It is the lock that the syscall package holds while it forks, for the
+// same reason, so that who can't have that has one lock to hold for reading.
+func tableCopied() (done func()) {
+	syscall.ForkLock.Lock()
+	return syscall.ForkLock.Unlock
+}
+
 // privateFDs gives the calling thread a file-descriptor table of its own, and drops from
 // it what is the process's: see unshareFDs and dropFDs.
 func privateFDs(wake int) (highest int, err error) {
+	defer tableCopied()()
 	if err := unshareFDs(); err != nil {
 		return 0, err
 	}

@@ -118,6 +118,7 @@ func (s *serverShard) setUp() error {
 	if err := bindToCPU(s.plan.CPUs, s.id); err != nil {
 		return err
 	}
+	defer tableCopied()()
 	if err := unshareFDs(); err != nil {
 		return err
 	}

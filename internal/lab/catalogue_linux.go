@@ -15,10 +15,28 @@ var Catalogue = []Entry{
 		run: params,
 	},
 	{
+		Name: "accept-queue", Question: "Why does connect() succeed and accept() never return the connection, and who sends which FIN and RST?",
+		Source:  "experiment 3: held connections against a slow acceptor",
+		Seconds: 40, FullSeconds: 90,
+		run: acceptQueue,
+	},
+	{
+		Name: "syn-retry", Question: "Why does a connect() take whole seconds?",
+		Source:  "connect stalls of 1, 3 and 7 seconds, as they are told of everywhere",
+		Seconds: 9, FullSeconds: 9,
+		run: synRetry,
+	},
+	{
 		Name: "rebind", Question: "When can a server bind its port again?",
 		Source:  "experiment 4: restarting a server",
 		Seconds: 5, FullSeconds: 5,
 		run: rebind,
+	},
+	{
+		Name: "tw-length", Question: "How long does TIME_WAIT last?",
+		Source:  "experiment 5: the loop on bind()",
+		Seconds: 66, FullSeconds: 66,
+		run: timeWaitLength,
 	},
 	{
 		Name: "port-search", Question: "What does connect() cost as ports run out, and who gets which port?",

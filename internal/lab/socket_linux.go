@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -114,6 +115,10 @@ func (k *Socket) Close() error {
 		return nil
 	}
 	k.closed = true
+	// Else a process that is just being started, or a thread of a storm, may have a copy for a moment, and the kernel
+	// would see the close only when that is gone.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	return unix.Close(k.FD)
 }
 
