@@ -327,24 +327,28 @@ func (s *Session) classicAccount(rows []*classicRow) {
 	})
 }
 
-// classicSlow finds out why loops get slow before they fail: it opens the connections of the first three loops one after the other, and
-// measures each.
+// classicSlow finds out why loops get slow before they fail: which ports connect() gives out, and what it costs when as many are taken as
+// after the first loop and in the middle of the second.
 func (s *Session) classicSlow(ports int) error {
-	all, err := s.lapOf(ports, ports+20, func(*netlab.Lab, int) How { return How{} })
+	const n = 200
+	order, err := s.lapOf(n, n+1, func(*netlab.Lab, int) How { return How{} })
 	if err != nil {
 		return err
 	}
-	half := len(all) / 2
-	early, later := all[:ports*35/100], all[ports*55/100:ports]
-	first := ofParity(all[:half*98/100], classicLow)
-	ratio := medianCPU(later) / medianCPU(early)
-	failing := medianCPU(all[ports:])
+	first := ofParity(order[:n/2], classicLow)
+	table, err := s.costs(ports, How{}, []int{35, 60, 100}, func(_ netip.Addr, to, _ netip.AddrPort) []searchWay {
+		return []searchWay{{"auto", How{}, to}}
+	})
+	if err != nil {
+		return err
+	}
+	early, later, failing := table[0].US["auto"], table[1].US["auto"], table[2].US["auto"]
 	s.Claim(Claim{
 		Key: "slow-before-failing", Text: "Loops get slow long before they fail because connect() looks at every port of one parity before it tries the other: past half of the range each walks over all that are taken (left unexplained by the experiment).",
-		Holds: holdsOf(okOf(all) == ports && first == half*98/100 && ratio > 2), Expected: Yes,
+		Holds: holdsOf(okOf(order) == n && first == n/2 && later > 2*early && failing > later), Expected: Yes,
 		Evidence: Evidence{
-			"ports given out before half were taken": half * 98 / 100, "of them with the parity of the range's first": first,
-			"us a connect() up to 35 % taken": medianCPU(early), "us past 55 %": medianCPU(later), "us of one that fails": failing, "ratio": ratio,
+			"of the first half of the ports given out, with the parity of the range's first": fmt.Sprintf("%d of %d", first, n/2),
+			"ports": ports, "us a connect() with 35 % taken": early, "us with 60 %": later, "us of one that fails": failing, "ratio": later / early,
 		},
 		History: "Since 4.2, as far as read (07f4c90062f8: connect() prefers the ports of the range's first parity, bind() the others); __inet_hash_connect.",
 	})
