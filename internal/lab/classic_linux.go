@@ -15,13 +15,13 @@ import (
 	"github.com/twtrace/twtrace/loadgen"
 )
 
-// What the storms of experiment 1 were, and the same a tenth as large.
+// What the storms of experiment 1 were, and how many times smaller the scaled ones are.
 const (
 	classicLoops       = 10
 	classicConnections = 10_000
 	classicPorts       = 28_232 // of the default range
 	classicLow         = 32_768
-	classicScale       = 10
+	classicScale       = 40
 )
 
 // classicSize is the connections of a loop and the ports that they have.
@@ -32,7 +32,7 @@ func classicSize(s *Session) (connections, ports int) {
 	return classicConnections / classicScale, (classicPorts + classicScale - 1) / classicScale
 }
 
-// A storm a tenth as large is over long before the first TIME_WAIT is: pauses between its loops make up for that, so that
+// A scaled storm is over long before the first TIME_WAIT is: pauses between its loops make up for that, so that
 // the last begins once those of the first loop have expired (60 s, and up to 4.1 s more with HZ=1000: the timer wheel).
 const classicPause = 7300 * time.Millisecond
 
@@ -124,15 +124,11 @@ func classicTable() (rows []*classicRow) {
 }
 
 // classicStorms does those that wait for TIME_WAITs side by side, and the others, two at a time, meanwhile. At full size
-// all take the processors' time, and none has company: their seconds are compared.
+// all take the processors' time, and go two at a time.
 func (s *Session) classicStorms(rows []*classicRow) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(rows))
-	busy := 2
-	if s.Full() {
-		busy = 1
-	}
-	room := make(chan struct{}, busy) // a token for a storm that fills the processors
+	room := make(chan struct{}, 2) // a token for a storm that fills a processor or two
 	for i, r := range rows {
 		wg.Add(1)
 		go func() {
@@ -336,6 +332,8 @@ func (s *Session) classicSlow(ports int) error {
 		return err
 	}
 	first := ofParity(order[:n/2], classicLow)
+	// A walk over the ports of a scaled storm is too short to be told from what else there is to do.
+	ports = max(ports, searchPorts(s))
 	table, err := s.costs(ports, How{}, []int{35, 60, 100}, func(_ netip.Addr, to, _ netip.AddrPort) []searchWay {
 		return []searchWay{{"auto", How{}, to}}
 	})
