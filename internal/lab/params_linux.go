@@ -285,9 +285,10 @@ func (s *Session) paramsReuseDelay() ([]Claim, error) {
 	if err != nil {
 		return nil, err
 	}
-	holds := len(long) == 1 && long[0] >= 1990 && long[0] < 2900
+	const early = 100 // at most: how much older a TIME_WAIT is than the return of who made it
+	holds := len(long) == 1 && long[0] >= 2000-early && long[0] < 2900
 	for _, age := range short {
-		holds = holds && age >= 190 && age < 900
+		holds = holds && age >= 200-early && age < 900
 	}
 	claim.Holds = holdsOf(holds)
 	claim.Evidence = Evidence{"ms with 200": short, "last ms with 200": short[len(short)-1], "ms with 2000": long[0]}
@@ -325,14 +326,14 @@ func (s *Session) paramsRecycle() ([]Claim, error) {
 func (s *Session) paramsRate() ([]Claim, error) {
 	ports, seconds := 200, 4
 	if s.Full() {
-		ports = 4000
+		ports = 1000
 	}
 	type result struct {
 		rate, sources                 int
 		failed, finished, unexplained int
-		perSecond                     float64
+		perSecond, begunPerSecond     float64
 	}
-	results := []result{{rate: ports * 9 / 10, sources: 1}, {rate: ports * 13 / 10, sources: 1}, {rate: ports * 13 / 10, sources: 2}}
+	results := []result{{rate: ports * 3 / 4, sources: 1}, {rate: ports * 13 / 10, sources: 1}, {rate: ports * 13 / 10, sources: 2}}
 	for i := range results {
 		r := &results[i]
 		set, err := Sysctls("tcp_tw_reuse=1", fmt.Sprintf("ip_local_port_range=%d %d", classicLow, classicLow+ports-1))
@@ -341,6 +342,8 @@ func (s *Session) paramsRate() ([]Claim, error) {
 		}
 		plan := loadgen.NewPlan(netip.AddrPort{})
 		plan.Loops, plan.Connections, plan.Rate = 1, r.rate*seconds, float64(r.rate)
+		// After a stall of the machine an open loop makes up for it: for a second it needs more ports.
+		plan.MaxRate = plan.Rate * 1.05
 		if r.sources > 1 {
 			plan.Bind, plan.NoPort = loadgen.BindAddr, true
 		}
@@ -353,8 +356,16 @@ func (s *Session) paramsRate() ([]Claim, error) {
 		}
 		t := &summary.Totals
 		r.failed, r.finished, r.perSecond, r.unexplained = t.Failed, t.Finished, t.PerSecond, summary.Unexplained
+		r.begunPerSecond = float64(t.Attempts) / t.Seconds
 	}
 	below, above, more := results[0], results[1], results[2]
+	// A machine too slow for the rate shows nothing.
+	reached := func(r *result, found bool) Holds {
+		if r.begunPerSecond < 1.05*float64(ports) {
+			return NotObservable
+		}
+		return holdsOf(found)
+	}
 	explained := below.unexplained+above.unexplained+more.unexplained == 0
 	other, last, err := s.countRoom(10, searchPart{-1, false, 0}, searchPart{-1, false, 1})
 	if err != nil {
@@ -363,16 +374,16 @@ func (s *Session) paramsRate() ([]Claim, error) {
 	return []Claim{
 		{
 			Key: "per-second", Text: "That allows about 60,000 short connections a second per client address: as many a second as there are ports.",
-			Holds: holdsOf(below.failed == 0 && above.failed > 0 && explained), Expected: Yes,
+			Holds: reached(&above, below.failed == 0 && above.failed > 0 && explained), Expected: Yes,
 			Evidence: Evidence{
-				"ports": ports, "a second, of which none failed": below.rate, "finished a second then": below.perSecond,
-				"a second, of which some failed": above.rate, "failed then": above.failed, "finished a second with failures": above.perSecond,
+				"ports": ports, "fewer a second": below.rate, "failed of those": below.failed, "finished a second of those": below.perSecond,
+				"more a second": above.rate, "failed of them": above.failed, "finished a second of them": above.perSecond, "begun a second of them": above.begunPerSecond,
 			},
 			History: "64,512 ports above 1023, each of them again after a second. Since 6.14 a shorter tcp_tw_reuse_delay allows more, and a client that binds its own ports does not wait at all (bound-port).",
 		},
 		{
 			Key: "more-addresses", Text: "More needs more client addresses.",
-			Holds: holdsOf(more.failed == 0 && explained), Expected: Yes,
+			Holds: reached(&more, more.failed == 0 && explained), Expected: Yes,
 			Evidence: Evidence{"a second from two addresses": more.rate, "failed": more.failed, "failed from one": above.failed},
 		},
 		{

@@ -185,6 +185,34 @@ func (q *Searcher) Close(o *Opened, reset bool) error {
 	return errors.Join(append(problems, unix.Close(o.server))...)
 }
 
+// window is how many ports Take has connect() choose from at once, so that it never walks far.
+const window = 500
+
+// Take makes TIME_WAITs of `to` ports of a range that has n, of which `from` are taken already, those of one parity first, spread over
+// the range, as if nothing else had gone on. It narrows the range of the namespace meanwhile: one as large as the default takes longer to
+// use up than TIME_WAIT lasts otherwise.
+func (q *Searcher) Take(l *netlab.Lab, n, from, to int, how How, at netip.AddrPort) error {
+	for begin := 0; begin < n; begin += window {
+		end := min(begin+window, n)
+		share := func(all int) int { return all*end/n - all*begin/n } // the window's
+		missing := share(to) - share(from)
+		if missing == 0 {
+			continue
+		}
+		if err := q.s.Set(l, l.Client(), fmt.Sprintf("ip_local_port_range=%d %d", classicLow+begin, classicLow+end-1)); err != nil {
+			return err
+		}
+		all, err := q.Lap(missing, always(how), at, false)
+		if err != nil {
+			return err
+		}
+		if ok := okOf(all); ok != missing {
+			return fmt.Errorf("%d of %d connections were made in a window of the range", ok, missing)
+		}
+	}
+	return q.s.Set(l, l.Client(), fmt.Sprintf("ip_local_port_range=%d %d", classicLow, classicLow+n-1))
+}
+
 // Hold leaves a connection open until the entry ends.
 func (q *Searcher) Hold(o *Opened) {
 	if o.OK() {
