@@ -41,16 +41,16 @@ race: ## the same under the race detector
 
 lint: ## formatting, vet and the linters, the import rule among them
 	@test -z "$$($(GO) list -f '{{.Dir}}' ./... | xargs gofmt -l)" || { echo "run gofmt -w ."; exit 1; }
-	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h internal/oracle/*.c bench/cref/*.c
+	$(FORMAT) --dry-run --Werror bpf/*.c bpf/*.h internal/oracle/*.c internal/fault/*.c bench/cref/*.c
 	$(GO) vet ./...
 	$(LINT) run ./...
 
 generate: ## BPF objects and their Go side, with the pinned clang
 	$(CLANG) --version | head -n 1
-	$(GO) generate ./bpf ./internal/oracle
+	$(GO) generate ./bpf ./internal/oracle ./internal/fault
 
 check-generated: generate ## what is committed is what the compiler makes
-	git diff --exit-code -- bpf internal/oracle
+	git diff --exit-code -- bpf internal/oracle internal/fault
 
 # go vet looks at tests too, of the program and of all that it is made of there.
 cross: ## arm64, and the program on other systems, for what needs no Linux

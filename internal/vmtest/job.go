@@ -19,8 +19,9 @@ import (
 )
 
 // modules are those that the tests need, where they are no part of the kernel:
-// links between namespaces, and sock_diag, which tests compare the trace with.
-var modules = []string{"veth", "inet_diag", "tcp_diag"}
+// links between namespaces, sock_diag, which tests compare the trace with, captures, and what
+// programs on links are attached by before 6.6.
+var modules = []string{"veth", "inet_diag", "tcp_diag", "af_packet", "sch_ingress", "cls_bpf"}
 
 // packages are those with tests that ask something of the kernel, and how long
 // they may take in an emulated machine.
@@ -36,6 +37,7 @@ var packages = []struct {
 	{dir: "internal/clients", limit: 6 * time.Minute},
 	{dir: "internal/run", limit: 12 * time.Minute},
 	{dir: "internal/watch", limit: 6 * time.Minute},
+	{dir: "internal/fault", limit: 3 * time.Minute},
 	{dir: "internal/lab", limit: 20 * time.Minute},
 	{dir: "cmd/twtrace", limit: 12 * time.Minute},
 	{dir: "loadgen", limit: 12 * time.Minute},
