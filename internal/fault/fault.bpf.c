@@ -73,7 +73,7 @@ struct {
 
 struct frame {
 	__u32 len; /* written last: 0 while the bytes are not all there */
-	__u32 pad;
+	__u32 rule;
 	__u8 bytes[FRAME];
 };
 
@@ -156,7 +156,7 @@ static __always_inline int fits(const struct rule *r, const struct segment *s)
 }
 
 /* Keeps a frame; 0: there was no room. */
-static __always_inline int hold(struct __sk_buff *skb)
+static __always_inline int hold(struct __sk_buff *skb, __u32 rule)
 {
 	__u32 zero = 0, len = skb->len, slot;
 	struct tally *t = bpf_map_lookup_elem(&tallies, &zero);
@@ -170,11 +170,15 @@ static __always_inline int hold(struct __sk_buff *skb)
 	}
 	slot = __sync_fetch_and_add(&t->held, 1);
 	f = bpf_map_lookup_elem(&held, &slot);
+	/* The same number, in a way that verifiers until 6.1 see both bounds of. */
+	barrier_var(len);
+	len = ((len - 1) & (FRAME - 1)) + 1;
 	if (!f || bpf_skb_load_bytes(skb, 0, f->bytes, len)) {
 		__sync_fetch_and_add(&t->unheld, 1);
 		return 0;
 	}
-	f->len = len;
+	f->rule = rule;
+	__sync_lock_test_and_set(&f->len, len); /* ordered after the bytes */
 	return 1;
 }
 
@@ -198,7 +202,7 @@ int fault(struct __sk_buff *skb)
 		if (verdict != TC_ACT_OK || r->action == ACTION_COUNT || n < r->first ||
 		    n > r->last)
 			continue;
-		if (r->action == ACTION_HOLD && !hold(skb))
+		if (r->action == ACTION_HOLD && !hold(skb, i))
 			continue;
 		__sync_fetch_and_add(&r->acted, 1);
 		verdict = TC_ACT_SHOT;

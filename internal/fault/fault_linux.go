@@ -69,7 +69,7 @@ type Fault struct {
 	from   *netlab.Namespace
 	coll   *ebpf.Collection
 	detach func() error // nil once it is
-	rules  int
+	sent   map[int]bool // of what was held: by its place
 }
 
 // Open has rules apply to the segments that arrive at a namespace over its link; from is where they come from. All
@@ -86,7 +86,7 @@ func Open(at, from *netlab.Namespace, rules ...Rule) (*Fault, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the program for faults: %w", err)
 	}
-	f := &Fault{from: from, coll: coll, rules: len(rules)}
+	f := &Fault{from: from, coll: coll, sent: make(map[int]bool)}
 	for i, r := range rules {
 		if err := coll.Maps[objectMapRules].Put(uint32(i), r.object()); err != nil {
 			return nil, errors.Join(fmt.Errorf("set a rule: %w", err), f.Close())
@@ -197,7 +197,7 @@ func (f *Fault) Stop() error {
 }
 
 // frames are those that were taken off the wire.
-func (f *Fault) frames() (frames [][]byte, err error) {
+func (f *Fault) frames() (frames []objectFrame, err error) {
 	var t objectTally
 	if err := f.coll.Maps[objectMapTallies].Lookup(uint32(0), &t); err != nil {
 		return nil, fmt.Errorf("read how many segments are held: %w", err)
@@ -210,20 +210,23 @@ func (f *Fault) frames() (frames [][]byte, err error) {
 		if err := f.coll.Maps[objectMapHeld].Lookup(i, &one); err != nil {
 			return nil, fmt.Errorf("read a segment that is held: %w", err)
 		}
-		frames = append(frames, one.Bytes[:one.Len])
+		if one.Len == 0 {
+			break // the program is at it
+		}
+		frames = append(frames, one)
 	}
 	return frames, nil
 }
 
-// Held are the segments taken off the wire so far, in their order.
+// Held are the segments taken off the wire so far, in their order, also those that were released.
 func (f *Fault) Held() ([]Segment, error) {
 	frames, err := f.frames()
 	if err != nil {
 		return nil, err
 	}
 	segments := make([]Segment, len(frames))
-	for i, frame := range frames {
-		s, ok := Parse(frame)
+	for i := range frames {
+		s, ok := Parse(frames[i].Bytes[:frames[i].Len])
 		if !ok {
 			return nil, errors.New("a segment that was held can't be read")
 		}
@@ -232,17 +235,39 @@ func (f *Fault) Held() ([]Segment, error) {
 	return segments, nil
 }
 
+// ReleaseRule ends one rule, by its number in Open, and sends on what it held. To the rules that are left these are
+// new segments.
+func (f *Fault) ReleaseRule(i int) error {
+	r, err := f.rule(i)
+	if err != nil {
+		return err
+	}
+	r.Used = 0
+	if err := f.coll.Maps[objectMapRules].Put(uint32(i), r); err != nil {
+		return fmt.Errorf("end a rule: %w", err)
+	}
+	return f.sendOn(func(rule uint32) bool { return rule == uint32(i) })
+}
+
 // Release ends the faults and sends on what was held, byte for byte, in its order.
 func (f *Fault) Release() error {
 	if err := f.Stop(); err != nil {
 		return err
 	}
+	return f.sendOn(func(uint32) bool { return true })
+}
+
+func (f *Fault) sendOn(of func(rule uint32) bool) error {
 	frames, err := f.frames()
 	if err != nil {
 		return err
 	}
-	for _, frame := range frames {
-		from, to, tcp, length, ok := parseIP(frame[ethernetLen:])
+	for i := range frames {
+		if f.sent[i] || !of(frames[i].Rule) {
+			continue
+		}
+		f.sent[i] = true
+		from, to, tcp, length, ok := parseIP(frames[i].Bytes[ethernetLen:frames[i].Len])
 		if !ok || length > len(tcp) {
 			return errors.New("a segment that was held can't be read")
 		}

@@ -147,32 +147,37 @@ func TestDrop(t *testing.T) {
 
 // TestHold holds the FIN back; the end of the stream comes with its release.
 func TestHold(t *testing.T) {
-	families(t, func(t *testing.T, ipv6 bool) {
-		c := connect(t, ipv6)
-		c.send('a') // no data is under way
-		f := c.open(Rule{Flags: FIN, Mask: FIN, Action: Hold})
-		c.must(unix.Shutdown(c.client, unix.SHUT_WR))
-		c.await("the FIN", func() bool { n, err := f.Acted(0); return err == nil && n > 0 })
-		held, err := f.Held()
-		c.must(err)
-		if len(held) == 0 || held[0].Flags != FIN|ACK || held[0].To.Port() != port || held[0].Len != 0 {
-			t.Fatalf("held %v", held)
-		}
-		one := make([]byte, 1)
-		if n, err := unix.Read(c.server, one); n != 1 || err != nil {
-			t.Fatalf("read %d, %v", n, err)
-		}
-		if n, _, err := unix.Recvfrom(c.server, one, unix.MSG_DONTWAIT); n >= 0 || err != unix.EAGAIN {
-			t.Errorf("the stream ended while its FIN was held: %d, %v", n, err)
-		}
-		c.must(f.Release())
-		if n, err := unix.Read(c.server, one); n != 0 || err != nil {
-			t.Errorf("read %d, %v; want the end of the stream", n, err)
-		}
-		if n := c.counted(c.lab.Server(), "Tcp.InCsumErrors"); n != 0 {
-			t.Errorf("%d segments had a wrong checksum", n)
-		}
+	families(t, func(t *testing.T, ipv6 bool) { testHold(t, ipv6, (*Fault).Release) })
+	t.Run("a rule", func(t *testing.T) {
+		testHold(t, false, func(f *Fault) error { return f.ReleaseRule(0) })
 	})
+}
+
+func testHold(t *testing.T, ipv6 bool, release func(*Fault) error) {
+	c := connect(t, ipv6)
+	c.send('a') // no data is under way
+	f := c.open(Rule{Flags: FIN, Mask: FIN, Action: Hold})
+	c.must(unix.Shutdown(c.client, unix.SHUT_WR))
+	c.await("the FIN", func() bool { n, err := f.Acted(0); return err == nil && n > 0 })
+	held, err := f.Held()
+	c.must(err)
+	if len(held) == 0 || held[0].Flags != FIN|ACK || held[0].To.Port() != port || held[0].Len != 0 {
+		t.Fatalf("held %v", held)
+	}
+	one := make([]byte, 1)
+	if n, err := unix.Read(c.server, one); n != 1 || err != nil {
+		t.Fatalf("read %d, %v", n, err)
+	}
+	if n, _, err := unix.Recvfrom(c.server, one, unix.MSG_DONTWAIT); n >= 0 || err != unix.EAGAIN {
+		t.Errorf("the stream ended while its FIN was held: %d, %v", n, err)
+	}
+	c.must(release(f))
+	if n, err := unix.Read(c.server, one); n != 0 || err != nil {
+		t.Errorf("read %d, %v; want the end of the stream", n, err)
+	}
+	if n := c.counted(c.lab.Server(), "Tcp.InCsumErrors"); n != 0 {
+		t.Errorf("%d segments had a wrong checksum", n)
+	}
 }
 
 // TestSend makes up a SYN: the kernel's listener answers.

@@ -24,7 +24,7 @@ const (
 type objectFrame struct {
 	_     structs.HostLayout
 	Len   uint32
-	Pad   uint32
+	Rule  uint32
 	Bytes [2048]uint8
 }
 
