@@ -94,7 +94,12 @@ func Parse(frame []byte) (s Segment, ok bool) {
 	if len(frame) < ethernetLen {
 		return s, false
 	}
-	from, to, tcp, payload, ok := parseIP(frame[ethernetLen:])
+	return ParsePacket(frame[ethernetLen:])
+}
+
+// ParsePacket is Parse of what is in the frame: an IP packet without extension headers.
+func ParsePacket(packet []byte) (s Segment, ok bool) {
+	from, to, tcp, payload, ok := parseIP(packet)
 	if !ok || len(tcp) < tcpLen {
 		return s, false
 	}
@@ -125,7 +130,8 @@ func parseIP(packet []byte) (from, to netip.Addr, tcp []byte, length int, ok boo
 	switch packet[0] >> 4 {
 	case 4:
 		header := int(packet[0]&15) * 4
-		if header < 20 || len(packet) < header || packet[9] != protocolTCP {
+		fragment := binary.BigEndian.Uint16(packet[6:]) & 0x1fff
+		if header < 20 || len(packet) < header || packet[9] != protocolTCP || fragment != 0 {
 			return from, to, nil, 0, false
 		}
 		from, to = netip.AddrFrom4([4]byte(packet[12:])), netip.AddrFrom4([4]byte(packet[16:]))

@@ -66,7 +66,7 @@ var (
 	// dropAcks leaves SYNs alone, so that a listener's handshakes begin and don't end.
 	dropAcks = []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13}, // the flags
-		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: syn, Jt: 1},
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: uint32(syn), Jt: 1},
 		{Code: unix.BPF_RET | unix.BPF_K},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 18},
 	}
