@@ -32,4 +32,58 @@ var Catalogue = []Entry{
 		Seconds: 6, FullSeconds: 15,
 		run: boundPort,
 	},
+	{
+		Name: "syn-on-timewait", Question: "What does a SYN do that meets a TIME_WAIT of the server?",
+		Source:  "experiment 2: on a server tcp_tw_reuse has no effect; RFC 6191",
+		Seconds: 2, FullSeconds: 2,
+		run: synOnTimeWait,
+	},
+	{
+		Name: "nat", Question: "Do clients with different clocks behind one address lose connections?",
+		Source:  "experiment 2: tcp_tw_recycle and clients behind NAT",
+		Seconds: 5, FullSeconds: 5,
+		run: nat,
+	},
+	{
+		Name: "assassination", Question: "Can TIME_WAIT be ended from outside, and what does tcp_rfc1337 do about it?",
+		Source:  "RFC 1337; tcp_rfc1337 in ip-sysctl.rst",
+		Seconds: 2, FullSeconds: 2,
+		run: assassination,
+	},
+	{
+		Name: "simultaneous-close", Question: "Who gets the TIME_WAIT if both ends close at once?",
+		Source:  "experiment 4: whoever closes first gets the TIME_WAIT; RFC 9293, 3.6",
+		Seconds: 1, FullSeconds: 1,
+		run: simultaneousClose,
+	},
+	{
+		Name: "half-close", Question: "What can the peer still send after shutdown(), and after close()?",
+		Source:  "RFC 9293, 3.6; RFC 1122, 4.2.2.13",
+		Seconds: 4, FullSeconds: 4,
+		run: halfClose,
+	},
+	{
+		Name: "fin-wait2", Question: "What is tcp_fin_timeout the timeout of?",
+		Source:  "experiment 2: tcp_fin_timeout is the FIN_WAIT2 timeout, not 2 MSL",
+		Seconds: 4, FullSeconds: 4,
+		run: finWait2,
+	},
+	{
+		Name: "self-connect", Question: "Can a connection be made with nobody?",
+		Source:  "RFC 9293, 3.5; servers on ports of the ephemeral range",
+		Seconds: 1, FullSeconds: 1,
+		run: selfConnect,
+	},
+	{
+		Name: "lost-last-ack", Question: "Why TIME_WAIT: what if the last ACK is lost?",
+		Source:  "experiment 2: the last ACK may be lost, the peer repeats its FIN",
+		Seconds: 2, FullSeconds: 2,
+		run: lostLastAck,
+	},
+	{
+		Name: "old-duplicate", Question: "Why TIME_WAIT: can an old segment reach a new connection?",
+		Source:  "experiment 2: old segments must not reach a new connection on the same four-tuple",
+		Seconds: 2, FullSeconds: 2,
+		run: oldDuplicates,
+	},
 }

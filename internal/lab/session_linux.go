@@ -129,6 +129,9 @@ func (s *Session) Storm(o run.Options) (*report.Summary, error) {
 	return run.Run(s.ctx, o)
 }
 
+// errTooLong: what was waited for did not come.
+var errTooLong = errors.New("not within")
+
 // Wait waits until a condition holds, which it asks every few milliseconds, or returns an error after limit.
 func (s *Session) Wait(what string, limit time.Duration, ready func() (bool, error)) error {
 	for deadline := time.Now().Add(limit); ; {
@@ -137,7 +140,7 @@ func (s *Session) Wait(what string, limit time.Duration, ready func() (bool, err
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s: not within %v", what, limit)
+			return fmt.Errorf("%s: %w %v", what, errTooLong, limit)
 		}
 		select {
 		case <-s.ctx.Done():
