@@ -24,11 +24,11 @@ func assassination(s *Session) error {
 		}
 		o.survives = make(map[int]bool)
 		for _, distance := range []int{-1, 0, 1} {
-			if o.survives[distance], err = s.resetTimeWait(set, distance); err != nil {
+			if o.survives[distance], err = s.rstIntoTimeWait(set, distance); err != nil {
 				return fmt.Errorf("an RST at %d, %s: %w", distance, set, err)
 			}
 		}
-		if o.finWait2, err = s.resetFinWait2(set); err != nil {
+		if o.finWait2, err = s.rstIntoFinWait2(set); err != nil {
 			return fmt.Errorf("an RST into FIN_WAIT2, %s: %w", set, err)
 		}
 		s.Note(set, o.duplicate.lines)
@@ -184,9 +184,9 @@ func (s *Session) processed(w *wire, send func() error) error {
 	})
 }
 
-// resetTimeWait sends an RST that is distance from the number that TIME_WAIT expects next, and reports whether
+// rstIntoTimeWait sends an RST that is distance from the number that TIME_WAIT expects next, and reports whether
 // TIME_WAIT survives.
-func (s *Session) resetTimeWait(sysctl string, distance int) (survives bool, err error) {
+func (s *Session) rstIntoTimeWait(sysctl string, distance int) (survives bool, err error) {
 	const port = 41000
 	w, err := s.wire(sysctl)
 	if err != nil {
@@ -207,8 +207,8 @@ func (s *Session) resetTimeWait(sysctl string, distance int) (survives bool, err
 	return len(list) == 1, err
 }
 
-// resetFinWait2 sends an RST to a FIN_WAIT2 minisock.
-func (s *Session) resetFinWait2(sysctl string) (survives bool, err error) {
+// rstIntoFinWait2 sends an RST to a FIN_WAIT2 minisock.
+func (s *Session) rstIntoFinWait2(sysctl string) (survives bool, err error) {
 	const port = 41000
 	w, err := s.wire(sysctl)
 	if err != nil {

@@ -177,11 +177,11 @@ func writeSeq(k *Socket) (seq uint32, err error) {
 }
 
 func (s *Session) paramsRFC1337() ([]Claim, error) {
-	off, err := s.resetTimeWait("tcp_rfc1337=0", 0)
+	off, err := s.rstIntoTimeWait("tcp_rfc1337=0", 0)
 	if err != nil {
 		return nil, err
 	}
-	on, err := s.resetTimeWait("tcp_rfc1337=1", 0)
+	on, err := s.rstIntoTimeWait("tcp_rfc1337=1", 0)
 	if err != nil {
 		return nil, err
 	}
