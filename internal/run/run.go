@@ -381,6 +381,7 @@ func (r *session) describe() error {
 	if r.trace == nil {
 		return nil
 	}
+	r.builder.SetEnv(report.EnvOf(s, r.trace.RstReasons()))
 	hz, err := r.trace.HZ()
 	if err != nil {
 		return err
@@ -395,6 +396,7 @@ func (r *session) describe() error {
 		},
 		ShortTicks:  uint32(4 * hz),
 		AbortOnData: report.ReasonNumber(r.trace.RstReasons(), report.AbortOnData),
+		Forecast:    report.ForecastOptions(s),
 	})
 	return nil
 }
