@@ -164,8 +164,9 @@ var summaries = map[string]func() *Summary{
 		}
 		b.LoopDone(1, 6, 3, 3, 3*time.Second)
 		b.SetForecast(timeline.Forecast{
-			Source: netip.MustParseAddr("198.18.0.1"), Dest: netip.MustParseAddrPort("198.19.0.1:7"), Ports: 290, Held: 100, Rate: 99.6,
-			Begun: start, Made: start + 1e9, At: start + 2.91e9, Failed: start + 3e9,
+			Source: netip.MustParseAddr("198.18.0.1"), Dest: netip.MustParseAddrPort("198.19.0.1:7"), Ports: 290,
+			Begun: start, Failed: start + 3e9, First: timeline.Guess{Made: start + 1e9, Held: 100, Rate: 99.6, At: start + 2.91e9},
+			Revised: timeline.Guess{Made: start + 1.5e9, Held: 150, Rate: 94, At: start + 2.99e9},
 		})
 		return fill(b, s)
 	},

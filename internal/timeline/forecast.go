@@ -17,12 +17,20 @@ type ForecastOptions struct {
 type Forecast struct {
 	Source netip.Addr
 	Dest   netip.AddrPort
-	Ports  int     // that there are
-	Held   int     // of these, taken as it was made
-	Rate   float64 // opens a second
-	// CLOCK_MONOTONIC ns: the first open of the path, when this was made, the first failure it foretells
-	// (0: none while it goes on like this), the first failure that came (0: none so far).
-	Begun, Made, At, Failed int64
+	Ports  int // that there are
+	// CLOCK_MONOTONIC ns: the first open of the path, and the first failure that came (0: none so far).
+	Begun, Failed int64
+	// First was made early. Revised was made when half of the ports were taken: from there on connect() goes through
+	// all of that half before it comes to the other, and what it takes falls. Made is 0 of what was not made.
+	First, Revised Guess
+}
+
+// Guess is one forecast.
+type Guess struct {
+	Made int64   // CLOCK_MONOTONIC ns
+	Held int     // ports that were taken then
+	Rate float64 // opens a second
+	At   int64   // the first failure that it foretells; 0: none while it goes on like this
 }
 
 const (
@@ -40,8 +48,11 @@ type forecaster struct {
 	next          int64                                 // when it looks next
 	past          [forecastOver/forecastEvery + 1]int32 // opens, in a ring, as it looked
 	looks         int
-	kept          Forecast // the first that was made before a failure; Made 0: none was
-	now           Forecast // the latest
+	half          int64 // when half of the ports were taken; 0: not yet
+	halfOpens     int   // then
+	first         Guess
+	revised       Guess
+	now           Guess // the latest
 }
 
 // opened counts an open.
@@ -83,20 +94,28 @@ func (j *Joiner) look(p *pathState, now int64) {
 	if span == 0 {
 		return
 	}
-	rate := float64(f.opens-int(f.past[(f.looks-1-span)%len(f.past)])) / (float64(int64(span)*forecastEvery) / 1e9)
 	held := p.all.Open + p.newer(now-j.opts.Forecast.HoldNS)
+	if f.half == 0 && held >= j.opts.Forecast.Ports/2 {
+		f.half, f.halfOpens = now, f.opens
+	}
 	if now-f.begun < forecastAfter && held < j.opts.Forecast.Ports/4 {
 		return
 	}
-	f.now = Forecast{
-		Source: p.key.source, Dest: p.key.dest, Ports: j.opts.Forecast.Ports, Held: held, Rate: rate,
-		Begun: f.begun, Made: now, Failed: f.failed,
+	over := int64(span) * forecastEvery
+	opens := f.opens - int(f.past[(f.looks-1-span)%len(f.past)])
+	if f.half != 0 && f.half < now && now-f.half < over { // the pace before was another
+		opens, over = f.opens-f.halfOpens, now-f.half
 	}
-	if in := p.failsIn(now, held, rate, &j.opts.Forecast); in >= 0 {
+	f.now = Guess{Made: now, Held: held, Rate: float64(opens) / (float64(over) / 1e9)}
+	if in := p.failsIn(now, held, f.now.Rate, &j.opts.Forecast); in >= 0 {
 		f.now.At = now + in
 	}
-	if f.kept.Made == 0 && f.failed == 0 {
-		f.kept = f.now
+	switch {
+	case f.failed != 0:
+	case f.first.Made == 0:
+		f.first = f.now
+	case f.revised.Made == 0 && f.half != 0 && (now-f.half >= forecastAfter || now > f.half && held >= j.opts.Forecast.Ports*3/4):
+		f.revised = f.now
 	}
 }
 
@@ -129,11 +148,18 @@ func (p *pathState) failsIn(now int64, held int, rate float64, o *ForecastOption
 	return -1
 }
 
+// told is what was foretold of a path.
+func (j *Joiner) told(p *pathState) Forecast {
+	f := &p.forecast
+	return Forecast{
+		Source: p.key.source, Dest: p.key.dest, Ports: j.opts.Forecast.Ports, Begun: f.begun, Failed: f.failed,
+		First: f.first, Revised: f.revised,
+	}
+}
+
 // keepForecast is called as a path is forgotten.
 func (j *Joiner) keepForecast(p *pathState) {
-	f := p.forecast.kept
-	f.Failed = p.forecast.failed
-	if f.before(&j.forecast) {
+	if f := j.told(p); f.before(&j.forecast) {
 		j.forecast = f
 	}
 }
@@ -142,40 +168,41 @@ func (j *Joiner) keepForecast(p *pathState) {
 // will first.
 func (f *Forecast) before(other *Forecast) bool {
 	switch {
-	case f.Made == 0 || other.Made == 0:
-		return f.Made != 0
+	case f.First.Made == 0 || other.First.Made == 0:
+		return f.First.Made != 0
 	case f.Failed != other.Failed:
 		return f.Failed != 0 && (other.Failed == 0 || f.Failed < other.Failed)
-	case f.At != other.At:
-		return f.At != 0 && (other.At == 0 || f.At < other.At)
+	case f.First.At != other.First.At:
+		return f.First.At != 0 && (other.First.At == 0 || f.First.At < other.First.At)
 	}
 	return f.Source.Less(other.Source)
 }
 
-// Forecast returns the first forecast that was made, for the path whose ports ran out first, or will; Made is 0
-// if there is none.
+// Forecast returns what was foretold of the path whose ports ran out first, or will; First.Made is 0 if nothing was.
 func (j *Joiner) Forecast() Forecast {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	best := j.forecast
 	for _, p := range j.paths {
-		f := p.forecast.kept
-		f.Failed = p.forecast.failed
-		if f.before(&best) {
+		if f := j.told(p); f.before(&best) {
 			best = f
 		}
 	}
 	return best
 }
 
-// Outlook returns the latest forecast, for the path whose ports will run out first; Made is 0 if there is none.
-func (j *Joiner) Outlook() (best Forecast) {
+// Outlook returns when the next path is about to run out of ports, by the latest that is known; ok is false if none
+// is, or one has already.
+func (j *Joiner) Outlook() (at int64, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, p := range j.paths {
-		if f := p.forecast.now; f.before(&best) {
-			best = f
+		switch f := &p.forecast; {
+		case f.failed != 0:
+			return 0, false
+		case f.now.At != 0 && (!ok || f.now.At < at):
+			at, ok = f.now.At, true
 		}
 	}
-	return best
+	return at, ok
 }
