@@ -52,6 +52,12 @@ func portRange(s *Summary) (lo, hi, ports int, ok bool) {
 	return lo, hi, hi - lo + 1 - reserved(s.Sysctls[SysctlReserved], lo, hi), true
 }
 
+// PortRange is what connect() chooses ports from in a run, ip_local_reserved_ports included; ok is false if that is not known.
+func PortRange(s *Summary) (lo, hi int, ok bool) {
+	lo, hi, _, ok = portRange(s)
+	return lo, hi, ok
+}
+
 // reserved counts the ports of a range that ip_local_reserved_ports keeps from
 // connect(): "8080,9000-9010".
 func reserved(list string, lo, hi int) int {

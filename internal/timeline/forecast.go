@@ -114,7 +114,7 @@ func (j *Joiner) look(p *pathState, now int64) {
 	case f.failed != 0:
 	case f.first.Made == 0:
 		f.first = f.now
-	case f.revised.Made == 0 && f.half != 0 && (now-f.half >= forecastAfter || now > f.half && held >= j.opts.Forecast.Ports*3/4):
+	case f.revised.Made == 0 && f.half != 0 && now > f.half && held >= j.opts.Forecast.Ports*5/8:
 		f.revised = f.now
 	}
 }
