@@ -29,6 +29,7 @@ type Run struct {
 	Started, Finished, Failed, Open int64
 	PerSecond                       float64       // finished, in the last second
 	TimeWait                        int           // that there are, or Unknown
+	NoPortIn                        time.Duration // until a connect() finds no port, if it goes on like this; 0: it does not come to that
 	Left                            time.Duration // of Watching
 }
 
@@ -55,6 +56,9 @@ func (r Run) Line(width int) string {
 	}
 	if r.TimeWait != Unknown {
 		parts = append(parts, fmt.Sprintf("TIME_WAIT %d", r.TimeWait))
+	}
+	if r.NoPortIn > 0 {
+		parts = append(parts, fmt.Sprintf("first failure in %.0f s", max(1, r.NoPortIn.Seconds())))
 	}
 	return fit(width, append(parts, fmt.Sprintf("%d open", r.Open), fmt.Sprintf("%d started", r.Started))...)
 }

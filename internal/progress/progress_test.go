@@ -13,6 +13,8 @@ func TestLine(t *testing.T) {
 		Stage: Storm, Elapsed: 4210 * time.Millisecond, Loop: 3, Loops: 10,
 		Started: 8232, Finished: 8100, Failed: 12, Open: 120, PerSecond: 31022.4, TimeWait: 16232,
 	}
+	soon := storm
+	soon.NoPortIn = 12400 * time.Millisecond
 	untold := storm
 	untold.TimeWait = Unknown
 	watch := Run{Stage: Watching, Elapsed: 5 * time.Second, TimeWait: 9000, Left: 42 * time.Second}
@@ -22,6 +24,7 @@ func TestLine(t *testing.T) {
 		want  string
 	}{
 		{storm, 0, "4.2 s: loop 3/10: 8100 finished, 12 failed, 31022/s, TIME_WAIT 16232, 120 open, 8232 started"},
+		{soon, 0, "4.2 s: loop 3/10: 8100 finished, 12 failed, 31022/s, TIME_WAIT 16232, first failure in 12 s, 120 open, 8232 started"},
 		{storm, 79, "4.2 s: loop 3/10: 8100 finished, 12 failed, 31022/s, TIME_WAIT 16232, 120 open"},
 		{storm, 40, "4.2 s: loop 3/10: 8100 finished"},
 		{storm, 41, "4.2 s: loop 3/10: 8100 finished"},

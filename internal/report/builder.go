@@ -32,7 +32,12 @@ type Builder struct {
 	warm     int64 // CLOCK_MONOTONIC ns: what was due before is not in the latencies
 	late     int   // attempts that began later than tooLate
 
-	expired []float64 // seconds; of TIME_WAITs that expired
+	expired  []float64 // seconds; of TIME_WAITs that expired
+	env      verdict.Env
+	slow     map[slowKey]*Slow
+	forecast timeline.Forecast
+	lastAcks int // attempts that connected, and whose last ACK the listener dropped
+	noReply  int // attempts that connected and failed without a reply
 }
 
 type failureKey struct {
@@ -60,6 +65,23 @@ func NewBuilder(monoNS int64, traced bool) *Builder {
 		all:     newHistograms(),
 		errors:  make(map[string]int),
 		failed:  make(map[failureKey]*failure),
+		env:     verdict.Env{Traced: traced},
+		slow:    make(map[slowKey]*Slow),
+	}
+}
+
+// SetEnv says what verdicts need to know of the run; without, only that it was traced or not. It is called before attempts come.
+func (b *Builder) SetEnv(env verdict.Env) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.env = env
+}
+
+// EnvOf is what verdicts need to know of a run; reasons are its kernel's names for why an RST is sent.
+func EnvOf(s *Summary, reasons map[uint32]string) verdict.Env {
+	return verdict.Env{
+		Traced: s.Options.Trace, Reasons: reasons, RFC1337: s.Sysctls[SysctlRFC1337] == "1",
+		AbortOnOverflow: s.Sysctls[SysctlOverflow] == "1", NeverAccepts: s.Options.ServerMode == ServerNeverAccepts,
 	}
 }
 
@@ -129,33 +151,61 @@ func (b *Builder) Timeline(t *timeline.Timeline) {
 			b.joined.ByCookie++
 		}
 	}
+	b.slowed(t)
 	if !t.Attempt.Failed() {
 		return
 	}
-	key := failureKey{t.Attempt.Errno, t.Attempt.Phase, verdict.Of(t, b.traced)}
+	if t.Attempt.Connected != 0 {
+		if verdict.HeldUpByLastAck(t) {
+			b.lastAcks++
+		}
+		if t.Attempt.FirstByte == 0 {
+			b.noReply++
+		}
+	}
+	key := failureKey{t.Attempt.Errno, t.Attempt.Phase, verdict.In(t, &b.env)}
 	f := b.failed[key]
 	if f == nil {
-		f = &failure{first: *t}
+		f = new(failure)
 		b.failed[key] = f
 	}
+	f.add(t)
+}
+
+// add takes an attempt. Attempts are complete in no particular order.
+func (f *failure) add(t *timeline.Timeline) {
+	if f.count == 0 || t.Attempt.Closed < f.first.Attempt.Closed {
+		keep(&f.first, t)
+	}
+	if f.count == 0 || t.Attempt.Closed >= f.last.Attempt.Closed {
+		keep(&f.last, t)
+	}
 	f.count++
-	// Attempts are complete in no particular order.
-	if t.Attempt.Closed < f.first.Attempt.Closed {
-		f.first = *t
-	}
-	if t.Attempt.Closed >= f.last.Attempt.Closed {
-		f.last = *t
-	}
 	if t.Joined {
 		f.withEvents++
 		if !f.example.Joined || t.Attempt.Closed < f.example.Attempt.Closed {
-			f.example = *t
+			keep(&f.example, t)
 		}
 	}
 	for _, s := range t.Events() {
 		if len(f.events) < maxEvents {
 			f.events = append(f.events, s.Seq)
 		}
+	}
+	for i := range t.Peer {
+		if len(f.events) < maxEvents {
+			f.events = append(f.events, t.Peer[i].Seq)
+		}
+	}
+}
+
+// keep copies a timeline, whose census is valid no longer than the call that brought it.
+func keep(to, t *timeline.Timeline) {
+	*to = *t
+	if t.Census != nil {
+		c := *t.Census
+		c.Holdings = slices.Clone(c.Holdings)
+		to.Census = &c
 	}
 }
 
@@ -199,9 +249,15 @@ func (b *Builder) Fill(s *Summary) {
 	if s.Totals.Seconds > 0 {
 		s.Totals.PerSecond = float64(s.Totals.Finished) / s.Totals.Seconds
 	}
+	if s.BoundPorts == nil {
+		s.BoundPorts = []BoundPort{}
+	}
 	if s.Server != nil {
 		s.Server.NeverAccepted = neverAccepted(b.connects, s)
+		s.Server.LastAckDropped = b.lastAcks
+		b.neverReturned(s.Server)
 	}
+	s.Slow, s.Forecast = b.slows(), b.forecasted(s)
 	s.Joined = b.joined
 	s.TimeWait.ExpiredSeconds = lengths(b.expired)
 
@@ -212,18 +268,76 @@ func (b *Builder) Fill(s *Summary) {
 			s.Unexplained += f.count
 		}
 		s.Failures = append(s.Failures, Failure{
-			Errno: key.errno.String(), Phase: key.phase.String(), Cause: key.verdict.Cause, Count: f.count,
+			Errno: key.errno.String(), Phase: key.phase.String(), Cause: key.verdict.Cause, Detail: key.verdict.Detail, Count: f.count,
 			Evidence: f.evidence(s, key.verdict, b.started),
 			Events:   append([]uint64{}, f.events...),
-			Advice:   advice(s, key.verdict.Cause),
 		})
+		out := &s.Failures[len(s.Failures)-1]
+		out.Peer = peerEvidence(&f.example, b.env.Reasons, b.started)
+		if key.verdict.Cause == verdict.PortExhausted {
+			b.addCensuses(s, out, f)
+		}
+	}
+	for i := range s.Failures { // some of it is about all of them
+		s.Failures[i].Advice = advice(s, s.Failures[i].Cause, s.Failures[i].Detail)
 	}
 	slices.SortFunc(s.Failures, func(a, b Failure) int {
 		if a.Count != b.Count {
 			return b.Count - a.Count
 		}
-		return slices.Compare([]string{a.Errno, a.Phase, string(a.Cause)}, []string{b.Errno, b.Phase, string(b.Cause)})
+		return slices.Compare([]string{a.Errno, a.Phase, string(a.Cause), string(a.Detail)}, []string{b.Errno, b.Phase, string(b.Cause), string(b.Detail)})
 	})
+}
+
+// addCensuses tells how the ports stood, and compares it with the range.
+func (b *Builder) addCensuses(s *Summary, to *Failure, f *failure) {
+	if to.Census = census(s, &f.first, b.started); f.count > 1 {
+		to.LastCensus = census(s, &f.last, b.started)
+	}
+	if s.Net == "host" {
+		return // where what others have is not known as well
+	}
+	if to.Census != nil {
+		s.CrossCheck = append(s.CrossCheck, sumsCheck("first", to.Census))
+	}
+	if to.LastCensus != nil {
+		s.CrossCheck = append(s.CrossCheck, sumsCheck("last", to.LastCensus))
+	}
+}
+
+// neverReturned calls those never accepted that got no reply, if there are as many as the server's account says were not
+// accepted: one that was not can't have got a reply.
+func (b *Builder) neverReturned(s *Server) {
+	if s.NeverAccepted == nil || *s.NeverAccepted == 0 || *s.NeverAccepted != b.noReply {
+		return
+	}
+	for key, f := range b.failed {
+		if key.verdict.Cause != verdict.TimedOut {
+			continue
+		}
+		delete(b.failed, key)
+		key.verdict = verdict.Verdict{Cause: verdict.NeverAccepted, Detail: verdict.InAcceptQueue}
+		if same := b.failed[key]; same != nil {
+			f.join(same)
+		}
+		b.failed[key] = f
+	}
+}
+
+// join adds another group to one.
+func (f *failure) join(other *failure) {
+	if other.first.Attempt.Closed < f.first.Attempt.Closed {
+		f.first = other.first
+	}
+	if other.last.Attempt.Closed >= f.last.Attempt.Closed {
+		f.last = other.last
+	}
+	if other.example.Joined && (!f.example.Joined || other.example.Attempt.Closed < f.example.Attempt.Closed) {
+		f.example = other.example
+	}
+	f.count, f.withEvents = f.count+other.count, f.withEvents+other.withEvents
+	f.events = append(f.events, other.events...)
+	f.events = f.events[:min(len(f.events), maxEvents)]
 }
 
 // neverAccepted is what accept() did not return of connects. The own server has no

@@ -22,12 +22,15 @@ const (
 	SysctlCookies   = "net.ipv4.tcp_syncookies"
 	SysctlSomaxconn = "net.core.somaxconn"
 	SysctlRFC1337   = "net.ipv4.tcp_rfc1337"
+	SysctlOverflow  = "net.ipv4.tcp_abort_on_overflow"
+	SysctlRetries   = "net.ipv4.tcp_syn_retries"
+	SysctlSynQueue  = "net.ipv4.tcp_max_syn_backlog"
 )
 
 // Sysctls are read from the namespace of the client for every summary.
 var Sysctls = []string{
 	SysctlPortRange, SysctlReserved, SysctlReuse, SysctlReuseWait, SysctlBuckets,
-	SysctlFin, SysctlStamps, SysctlCookies, SysctlSomaxconn, SysctlRFC1337,
+	SysctlFin, SysctlStamps, SysctlCookies, SysctlSomaxconn, SysctlRFC1337, SysctlOverflow, SysctlRetries, SysctlSynQueue,
 }
 
 // portRange reads ip_local_port_range, narrowed as the kernel does by the option of the
@@ -47,6 +50,12 @@ func portRange(s *Summary) (lo, hi, ports int, ok bool) {
 		}
 	}
 	return lo, hi, hi - lo + 1 - reserved(s.Sysctls[SysctlReserved], lo, hi), true
+}
+
+// PortRange is what connect() chooses ports from in a run, ip_local_reserved_ports included; ok is false if that is not known.
+func PortRange(s *Summary) (lo, hi int, ok bool) {
+	lo, hi, _, ok = portRange(s)
+	return lo, hi, ok
 }
 
 // reserved counts the ports of a range that ip_local_reserved_ports keeps from
@@ -91,7 +100,8 @@ func (f *failure) evidence(s *Summary, v verdict.Verdict, started int64) map[str
 	if step := f.example.ClosedWith(); step != nil {
 		e["kernel_errno"] = step.Errno.String()
 	}
-	if v.Cause == verdict.TimedOut {
+	switch v.Cause {
+	case verdict.TimedOut, verdict.SynUnanswered, verdict.AcceptQueueFull, verdict.SynQueueFull, verdict.NeverAccepted, verdict.TimedOutTimeWait:
 		n := 0
 		for _, step := range f.example.Events() {
 			if step.Kind == tcp.KindRetransmit {

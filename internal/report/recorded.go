@@ -74,8 +74,10 @@ func newReplay(h *recording.Header) (*replay, error) {
 			OnMark:      func(m timeline.Mark) { p.marks = append(p.marks, m) },
 			ShortTicks:  uint32(4 * h.HZ),
 			AbortOnData: ReasonNumber(h.Enums["rst_reason"], AbortOnData),
+			Forecast:    ForecastOptions(s),
 		})
 	}
+	p.builder.SetEnv(EnvOf(s, h.Enums["rst_reason"]))
 	return p, nil
 }
 
@@ -205,6 +207,7 @@ func (p *replay) sumUp(c *recording.Condition) *Summary {
 	e.Seen = e.Recorded + e.LostRing + e.SkippedRecursion
 	if p.joiner != nil {
 		p.joiner.Finish()
+		p.builder.SetForecast(p.joiner.Forecast())
 		for _, m := range p.marks {
 			p.builder.SetLoop(m.Loop, &m.TimeWait, &m.Ports)
 		}

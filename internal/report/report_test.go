@@ -36,6 +36,7 @@ func base() *Summary {
 		Sysctls: map[string]string{
 			SysctlPortRange: "32768 60999", SysctlReserved: "", SysctlReuse: "2", SysctlReuseWait: "1000", SysctlBuckets: "131072",
 			SysctlFin: "60", SysctlStamps: "1", SysctlCookies: "1", SysctlSomaxconn: "4096", SysctlRFC1337: "0",
+			SysctlOverflow: "0", SysctlRetries: "6", SysctlSynQueue: "1024",
 		},
 		Coverage: tcp.Coverage{
 			tcp.FactState: tcp.Exact, tcp.FactRstSent: tcp.Exact, tcp.FactRstReason: tcp.Exact, tcp.FactRstReceived: tcp.Exact,
@@ -76,6 +77,13 @@ func exhaust(as []tcp.Attempt) []timeline.Timeline {
 		as[i].Phase, as[i].Errno, as[i].Connected, as[i].LocalPort = tcp.PhaseConnect, tcp.EADDRNOTAVAIL, 0, 0
 		tls[i] = timeline.Timeline{
 			Attempt: as[i], Joined: true, NumSteps: 2, AtConnect: timeline.Ports{TimeWait: 190, Open: 100},
+			Census: &timeline.Census{
+				At: as[i].Closed, OldestNS: 1.25e9, LeftNS: 58.75e9,
+				Holdings: []timeline.Holding{
+					{Owner: tcp.Owner{PID: 4321, Comm: tcp.Comm{'t', 'w', 't', 'r', 'a', 'c', 'e'}}, Ports: timeline.Ports{TimeWait: 100, Open: 95}, FinWait2: 1},
+					{Owner: tcp.Owner{PID: 99, Comm: tcp.Comm{'c', 'u', 'r', 'l'}}, Ports: timeline.Ports{TimeWait: 90, Open: 5}},
+				},
+			},
 			Steps: [timeline.MaxSteps]timeline.Step{
 				{Seq: uint64(5000 + 2*i), MonoNS: as[i].Started, Kind: tcp.KindState, Old: tcp.Close, New: tcp.SynSent},
 				{
@@ -94,8 +102,74 @@ func (b *Builder) ok(as []tcp.Attempt, joined bool) {
 	}
 }
 
+// withPeer is a joined attempt that connected, took long for it, and failed, with what the other end did.
+func withPeer(a tcp.Attempt, retransmits uint8, steps ...timeline.PeerStep) timeline.Timeline {
+	t := timeline.Timeline{
+		Attempt: a, Joined: true, NumSteps: 1, SynRetransmits: retransmits, Peer: steps,
+		Steps:    [timeline.MaxSteps]timeline.Step{{Seq: 40, Kind: tcp.KindState, Old: tcp.Close, New: tcp.SynSent}},
+		Listener: &timeline.Listener{Owner: tcp.Owner{PID: 4321, Comm: tcp.Comm{'t', 'w', 't'}}, Since: start - 5e8},
+	}
+	for i := range retransmits {
+		t.Steps[t.NumSteps] = timeline.Step{Seq: 50 + uint64(i), Kind: tcp.KindRetransmit, Old: tcp.SynSent, New: tcp.SynSent}
+		t.NumSteps++
+	}
+	return t
+}
+
+func peerStep(seq uint64, kind tcp.Kind, old, new tcp.State, flags tcp.Flags) timeline.PeerStep {
+	return timeline.PeerStep{Step: timeline.Step{Seq: seq, MonoNS: start, Kind: kind, Old: old, New: new, Flags: flags}}
+}
+
+func drop(seq uint64, client tcp.State) timeline.PeerStep {
+	p := peerStep(seq, tcp.KindListenDrop, tcp.Listen, tcp.Listen, 0)
+	p.Cause, p.Substate = tcp.CauseAcceptQueue, client
+	return p
+}
+
 // summaries are the runs of the golden files.
 var summaries = map[string]func() *Summary{
+	"queues": func() *Summary {
+		s := base()
+		s.Options.Backlog, s.Options.Rate = 16, 100
+		s.Server = &Server{Accepted: 1, Closed: 1}
+		b := NewBuilder(start, true)
+		b.SetEnv(EnvOf(s, map[uint32]string{9: "TCP_ABORT_ON_CLOSE"}))
+		as := attempts(1, 6, start)
+		fail := func(a *tcp.Attempt, phase tcp.Phase, errno tcp.Errno, flags tcp.AttemptFlags) {
+			a.Phase, a.Errno, a.Flags, a.FirstByte = phase, errno, flags, 0
+		}
+		for i := range as {
+			as[i].FirstByte = as[i].Connected + 1000
+		}
+		fail(&as[1], tcp.PhaseConnect, tcp.ETIMEDOUT, tcp.OwnTimeout)
+		as[1].Connected = 0
+		fail(&as[2], tcp.PhaseReceive, tcp.ETIMEDOUT, tcp.OwnTimeout)
+		fail(&as[3], tcp.PhaseReceive, tcp.ECONNRESET, 0)
+		as[4].Connected, as[5].Connected = as[4].Started+1_020_000_000, as[5].Started+3_040_000_000
+		b.Attempts(as)
+		reset := peerStep(72, tcp.KindRstSent, tcp.Close, tcp.Close, tcp.FlagActive)
+		reset.Reason = 9
+		for _, t := range []timeline.Timeline{
+			withPeer(as[0], 0),
+			withPeer(as[1], 2, drop(60, tcp.SynSent), drop(61, tcp.SynSent)),
+			withPeer(as[2], 0, drop(65, tcp.Established), peerStep(66, tcp.KindSynAckRetransmit, tcp.NewSynRecv, tcp.NewSynRecv, 0)),
+			withPeer(as[3], 0, peerStep(71, tcp.KindState, tcp.Established, tcp.Close, 0), reset),
+			withPeer(as[4], 1, drop(80, tcp.SynSent)),
+			withPeer(as[5], 2),
+		} {
+			if t.Attempt.Errno == tcp.ECONNRESET {
+				t.Steps[1], t.NumSteps = timeline.Step{Seq: 70, Kind: tcp.KindRstReceived}, 2
+			}
+			b.Timeline(&t)
+		}
+		b.LoopDone(1, 6, 3, 3, 3*time.Second)
+		b.SetForecast(timeline.Forecast{
+			Source: netip.MustParseAddr("198.18.0.1"), Dest: netip.MustParseAddrPort("198.19.0.1:7"), Ports: 290,
+			Begun: start, Failed: start + 3e9, First: timeline.Guess{Made: start + 1e9, Held: 100, Rate: 99.6, At: start + 2.91e9},
+			Revised: timeline.Guess{Made: start + 1.5e9, Held: 150, Rate: 94, At: start + 2.99e9},
+		})
+		return fill(b, s)
+	},
 	"linger": func() *Summary {
 		s := base()
 		s.Options.Linger = ptr(0.0)
@@ -379,7 +453,7 @@ func TestEmpty(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, v := range m {
-		if v == nil && key != "server" {
+		if v == nil && key != "server" && key != "forecast" {
 			t.Errorf("%s is null", key)
 		}
 	}
@@ -676,16 +750,12 @@ func TestPartlyJoined(t *testing.T) {
 
 // TestAdvice: each cause has some, and it fits the run's settings.
 func TestAdvice(t *testing.T) {
-	for _, c := range []verdict.Cause{
-		verdict.PortExhausted, verdict.TupleBusy, verdict.BindConflict, verdict.Refused, verdict.Reset, verdict.TimedOut,
-		verdict.Unreachable, verdict.FDLimit, verdict.NoMemory, verdict.Forbidden, verdict.ClosedEarly, verdict.SelfConnect,
-		verdict.Unexplained,
-	} {
-		if len(advice(base(), c)) == 0 {
+	for _, c := range verdict.Causes {
+		if len(advice(base(), c, "")) == 0 && c != verdict.Interrupted {
 			t.Errorf("no advice for %s", c)
 		}
 	}
-	if got := advice(base(), verdict.Interrupted); got == nil || len(got) > 0 {
+	if got := advice(base(), verdict.Interrupted, ""); got == nil || len(got) > 0 {
 		t.Errorf("advice for what was interrupted: %q", got)
 	}
 	for _, tt := range []struct {
@@ -701,7 +771,7 @@ func TestAdvice(t *testing.T) {
 	} {
 		s := base()
 		s.Target, s.Sysctls[SysctlReuse], s.Sysctls[SysctlStamps] = tt.target, tt.reuse, tt.stamps
-		if got := strings.Join(advice(s, verdict.PortExhausted), "\n"); !strings.Contains(got, tt.says) {
+		if got := strings.Join(advice(s, verdict.PortExhausted, ""), "\n"); !strings.Contains(got, tt.says) {
 			t.Errorf("tcp_tw_reuse=%s, tcp_timestamps=%s, to %s: the advice does not say %q:\n%s", tt.reuse, tt.stamps, tt.target, tt.says, got)
 		}
 	}

@@ -32,13 +32,13 @@ func TestServerAccount(t *testing.T) {
 		text   string
 	}{
 		{"all accepted", &Server{Accepted: 50, Closed: 50},
-			`{"accepted":50,"closed":50,"never_accepted":0,"elsewhere":false}`, "50 accepted, 50 closed, 0 connected but never accepted"},
+			`{"accepted":50,"closed":50,"never_accepted":0,"last_ack_dropped":0,"elsewhere":false}`, "50 accepted, 50 closed, 0 connected but never accepted"},
 		{"some", &Server{Accepted: 20, Closed: 19},
-			`{"accepted":20,"closed":19,"never_accepted":30,"elsewhere":false}`, "20 accepted, 19 closed, 30 connected but never accepted"},
+			`{"accepted":20,"closed":19,"never_accepted":30,"last_ack_dropped":0,"elsewhere":false}`, "20 accepted, 19 closed, 30 connected but never accepted"},
 		{"elsewhere", &Server{Accepted: 0, Elsewhere: true},
-			`{"accepted":0,"closed":0,"never_accepted":50,"elsewhere":true}`, "0 accepted, 0 closed, 50 connected but never accepted (by its own account"},
+			`{"accepted":0,"closed":0,"never_accepted":50,"last_ack_dropped":0,"elsewhere":true}`, "0 accepted, 0 closed, 50 connected but never accepted (by its own account"},
 		{"elsewhere, with others", &Server{Accepted: 51, Closed: 51, Elsewhere: true},
-			`{"accepted":51,"closed":51,"never_accepted":null,"elsewhere":true}`, "not known how many connected but were never accepted"},
+			`{"accepted":51,"closed":51,"never_accepted":null,"last_ack_dropped":0,"elsewhere":true}`, "not known how many connected but were never accepted"},
 		{"unknown", nil, "null", "not known what it accepted"},
 	} {
 		s := connected(50, c.server)

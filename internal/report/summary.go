@@ -24,6 +24,8 @@ type Summary struct {
 	Options  Options           `json:"options"`
 	Sysctls  map[string]string `json:"sysctls"`
 	Coverage tcp.Coverage      `json:"coverage"`
+	// BoundPorts are those of the range that were bound as the run began, in the client's namespace.
+	BoundPorts []BoundPort `json:"bound_ports"`
 	// Interrupted: the run was stopped before it was done; the numbers are of
 	// what was done.
 	Interrupted bool         `json:"interrupted"`
@@ -37,6 +39,8 @@ type Summary struct {
 	Resets      Resets       `json:"resets"`
 	Retransmits Retransmits  `json:"retransmits"`
 	Failures    []Failure    `json:"failures"`
+	Slow        []Slow       `json:"slow"`
+	Forecast    *Forecast    `json:"forecast"` // null: none was made
 	Unexplained int          `json:"unexplained"`
 	Joined      Joined       `json:"joined"`
 	Events      Events       `json:"events"`
@@ -94,6 +98,8 @@ type Options struct {
 const (
 	ServerEcho      = "echo"
 	ServerElsewhere = "elsewhere"
+	// ServerNeverAccepts listens, and never calls accept().
+	ServerNeverAccepts = "never-accept"
 )
 
 // Client is a process of the storm.
@@ -180,6 +186,9 @@ type Server struct {
 	Accepted      int  `json:"accepted"`
 	Closed        int  `json:"closed"`
 	NeverAccepted *int `json:"never_accepted"`
+	// LastAckDropped of these are known to have come to nothing because the listener dropped the last ACK of the handshake:
+	// its accept queue was full.
+	LastAckDropped int `json:"last_ack_dropped"`
 	// Elsewhere: the server is another process, and the counts are of all its clients
 	// since the run began.
 	Elsewhere bool `json:"elsewhere"`
@@ -248,8 +257,14 @@ type Failure struct {
 	Errno    string         `json:"errno"`
 	Phase    string         `json:"phase"`
 	Cause    verdict.Cause  `json:"cause"`
+	Detail   verdict.Detail `json:"detail"` // more about the cause; empty: nothing
 	Count    int            `json:"count"`
 	Evidence map[string]any `json:"evidence"`
+	// Census and LastCensus are of PortExhausted: how the ports stood for the first that failed, and for the last if there were several.
+	Census     *Census `json:"census,omitempty"`
+	LastCensus *Census `json:"last_census,omitempty"`
+	// Peer is what was seen of the other end, of the first that has events; null: nothing.
+	Peer *PeerEvidence `json:"peer,omitempty"`
 	// Events are the kernel's events of the first attempts of the group.
 	Events []uint64 `json:"events"`
 	Advice []string `json:"advice"`

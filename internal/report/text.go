@@ -9,7 +9,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/twtrace/twtrace/internal/tcp"
-	"github.com/twtrace/twtrace/internal/verdict"
 )
 
 // Text writes a summary for people. Header and Loop write its first parts by
@@ -161,6 +160,7 @@ func (t *Text) Rest(s *Summary) error {
 		t.wrap("", n)
 	}
 	t.failures(s)
+	t.slow(s)
 	t.account(s)
 	return t.flush()
 }
@@ -219,8 +219,9 @@ func (t *Text) failures(s *Summary) {
 	t.line("%s  %d of %d attempts, %d unexplained", t.bold("FAILURES"), s.Totals.Failed, s.Totals.Attempts, s.Unexplained)
 	for _, f := range s.Failures {
 		t.line("")
-		t.line("  %d × %s() %s: %s", f.Count, call(f.Phase), f.Errno, t.red(string(f.Cause)))
+		t.line("  %d × %s() %s: %s", f.Count, call(f.Phase), f.Errno, t.red(named(&f)))
 		t.wrap("    ", proof(s, &f))
+		t.censuses(&f)
 		if len(f.Events) > 0 {
 			t.wrap("    ", fmt.Sprintf("events %s of the trace: %s",
 				strings.Trim(fmt.Sprint(f.Events[:min(3, len(f.Events))]), "[]"), f.Evidence["example_states"]))
@@ -245,25 +246,6 @@ func call(phase string) string {
 	}
 }
 
-// proof is a failure's evidence in a sentence.
-func proof(s *Summary, f *Failure) string {
-	e := f.Evidence
-	when := fmt.Sprintf("first after %.2f s in loop %v, last after %.2f s in loop %v",
-		e["first_seconds"], e["first_loop"], e["last_seconds"], e["last_loop"])
-	if basis, ok := e["basis"]; ok {
-		return fmt.Sprintf("%s; %s", when, basis)
-	}
-	switch f.Cause {
-	case verdict.PortExhausted:
-		return fmt.Sprintf("no source port was left for %s: of %v ports %v were in TIME_WAIT and %v open as the first that failed began to look (%v and %v for the last); %v of %d failed inside the kernel, no port chosen and no segment sent; %s",
-			s.Target, e["ports"], e["time_wait"], e["open"], e["last_time_wait"], e["last_open"], e["with_events"], f.Count, when)
-	}
-	if errno, ok := e["kernel_errno"]; ok {
-		return fmt.Sprintf("the kernel closed the socket with %v; %v of %d found among its events; %s", errno, e["with_events"], f.Count, when)
-	}
-	return when
-}
-
 func (t *Text) account(s *Summary) {
 	tw := s.TimeWait
 	t.line("")
@@ -283,6 +265,7 @@ func (t *Text) account(s *Summary) {
 		t.item("RETRANSMIT", "%d SYN, %d SYN+ACK, %d other segments", r.Syn, r.SynAck, r.Other)
 	}
 	t.serverAccount(s)
+	t.forecast(s)
 	if !s.Options.Trace {
 		t.item("TRACE", "none: the run was not traced, so causes come from error numbers alone")
 		return
@@ -310,6 +293,9 @@ func (t *Text) serverAccount(all *Summary) {
 	}
 	if s.NeverAccepted != nil {
 		never = fmt.Sprintf("%d connected but never accepted", *s.NeverAccepted)
+		if s.LastAckDropped > 0 {
+			never += fmt.Sprintf(" (of %d the listener dropped the last ACK)", s.LastAckDropped)
+		}
 	}
 	whose := ""
 	if s.Elsewhere {

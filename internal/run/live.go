@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twtrace/twtrace/internal/clock"
 	"github.com/twtrace/twtrace/internal/progress"
 	"github.com/twtrace/twtrace/loadgen"
 )
@@ -23,6 +24,7 @@ type live struct {
 	stage     progress.Stage
 	until     time.Time // of progress.Watching
 	timeWaits func() int
+	noPortIn  func() time.Duration
 }
 
 // startLive returns nil if nobody asks.
@@ -34,6 +36,7 @@ func startLive(opts *Options) *live {
 		show: opts.OnProgress, loops: opts.Plan.Loops, begun: time.Now(),
 		last: make(chan progress.Run, 1), quit: make(chan struct{}), done: make(chan struct{}),
 		timeWaits: func() int { return progress.Unknown },
+		noPortIn:  func() time.Duration { return 0 },
 	}
 	go l.run(opts.ProgressEvery)
 	return l
@@ -96,14 +99,14 @@ func (l *live) endStorm() {
 	}
 }
 
-// count sets what tells how many TIME_WAITs there are.
-func (l *live) count(timeWaits func() int) {
+// count sets what tells how many TIME_WAITs there are, and how long it takes until ports run out.
+func (l *live) count(timeWaits func() int, noPortIn func() time.Duration) {
 	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.timeWaits = timeWaits
+	l.timeWaits, l.noPortIn = timeWaits, noPortIn
 }
 
 // plan is what the storm tells of itself.
@@ -125,10 +128,25 @@ func (l *live) now() progress.Run {
 		PerSecond: l.meter.PerSecond(at, st.All.Finished),
 		TimeWait:  l.timeWaits(),
 	}
+	if l.stage == progress.Storm {
+		p.NoPortIn = l.noPortIn()
+	}
 	if l.stage == progress.Watching {
 		p.Left = time.Until(l.until)
 	}
 	return p
+}
+
+// noPortIn is how long it takes until a connect() finds no port, by the latest forecast; 0: that is not foretold.
+func (r *session) noPortIn() time.Duration {
+	if r.joiner == nil {
+		return 0
+	}
+	at, ok := r.joiner.Outlook()
+	if !ok {
+		return 0
+	}
+	return max(1, time.Duration(at-clock.Mono()))
 }
 
 // timeWaits is how many TIME_WAITs there are in the run's namespaces: by the trace, or else by

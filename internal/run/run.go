@@ -373,6 +373,9 @@ func (r *session) describe() error {
 			s.Sysctls[key] = strings.Join(strings.Fields(v), " ")
 		}
 	}
+	if err := r.listBound(s); err != nil {
+		return err
+	}
 	s.Clients = r.listClients()
 	s.Coverage = r.coverage()
 	r.summary = s
@@ -381,6 +384,7 @@ func (r *session) describe() error {
 	if r.trace == nil {
 		return nil
 	}
+	r.builder.SetEnv(report.EnvOf(s, r.trace.RstReasons()))
 	hz, err := r.trace.HZ()
 	if err != nil {
 		return err
@@ -395,6 +399,7 @@ func (r *session) describe() error {
 		},
 		ShortTicks:  uint32(4 * hz),
 		AbortOnData: report.ReasonNumber(r.trace.RstReasons(), report.AbortOnData),
+		Forecast:    report.ForecastOptions(s),
 	})
 	return nil
 }
@@ -506,7 +511,7 @@ func (r *session) storm(ctx context.Context) error {
 		}
 	}
 	plan.OnReady = func() error {
-		r.live.count(r.timeWaits)
+		r.live.count(r.timeWaits, r.noPortIn)
 		r.live.enter(progress.Storm, time.Time{})
 		warm := clock.Mono() + int64(r.opts.Warmup)
 		r.builder.WarmUntil(warm)

@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,14 @@ func TestServerNeverAccepts(t *testing.T) {
 	phases := make(map[string]int)
 	for _, f := range s.Failures {
 		phases[f.Phase] += f.Count
+	}
+	for _, f := range s.Failures {
+		if want := map[string]verdict.Cause{"connect": verdict.AcceptQueueFull, "receive": verdict.NeverAccepted}[f.Phase]; f.Cause != want {
+			t.Errorf("%d × %s: %s (%s), want %s", f.Count, f.Phase, f.Cause, f.Detail, want)
+		}
+		if f.Phase == "connect" && (f.Peer == nil || f.Peer.SynDrops["accept-queue"] == 0 || f.Peer.ListenerPID != os.Getpid()) {
+			t.Errorf("of the peer is known %+v", f.Peer)
+		}
 	}
 	connected := phases["receive"]
 	if connected < backlog+1 || phases["connect"] != attempts-connected || phases["connect"] == 0 {

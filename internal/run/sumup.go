@@ -130,6 +130,9 @@ func (r *session) sumUp(k readings) error {
 	if r.clients != nil {
 		r.sumUpClients()
 	}
+	if r.joiner != nil {
+		r.builder.SetForecast(r.joiner.Forecast())
+	}
 	r.builder.Fill(s)
 	if r.clients == nil {
 		r.onlyClient()

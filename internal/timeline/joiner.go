@@ -1,6 +1,7 @@
 package timeline
 
 import (
+	"net/netip"
 	"sync"
 
 	"github.com/twtrace/twtrace/internal/tcp"
@@ -76,6 +77,7 @@ type Options struct {
 	// answers data after close() (TCP_ABORT_ON_DATA, Linux 6.10 and later); 0:
 	// it gives no reasons.
 	AbortOnData uint32
+	Forecast    ForecastOptions
 }
 
 // Joiner joins attempts and events. Its methods may be called from several
@@ -87,13 +89,21 @@ type Joiner struct {
 	open  map[tcp.Cookie]*conn // active opens, and attempts whose events are still to come
 	free  []*conn
 	tw    map[twKey]timeWait
-	ports map[path]Ports // without those where none is taken
+	paths map[path]*pathState
+	peers peers
+	// listeners are those that were seen to begin, by address and port.
+	listeners map[netip.AddrPort]Listener
 	// searching are the connect() calls that look for a port, as far as known.
 	searching []*conn
 	total     map[tcp.NetNS]*Totals
-	marks     []Mark // still ahead of the stream, in order of time
-	now       int64  // the latest event's time
-	taken     Ports  // sum of ports
+	marks     []Mark   // still ahead of the stream, in order of time
+	now       int64    // the latest event's time
+	taken     Ports    // of all paths
+	forecast  Forecast // to keep, of the paths that are forgotten
+	nextLook  int64    // when forecasts are made next
+	// held[heldFrom:] are attempts that failed and are over; they are handed out a little later.
+	held     []waiting
+	heldFrom int
 	// waiting[waited:] has the connections that closed and whose attempt is
 	// to come, in the order in which they closed.
 	waiting []waiting
@@ -116,10 +126,13 @@ type waiting struct {
 type conn struct {
 	Timeline
 	hasAttempt bool
+	held       bool // see heldFor
+	gone       bool // dropped while it looked for a port
 	closed     bool // the kernel's last state change was seen
 	closedAt   int64
-	counted    bool // its port is counted in Ports.Open
-	path       path
+	counted    bool       // its port is counted in Ports.Open
+	path       *pathState // nil: it was not seen to begin
+	holder     int        // among the path's
 	cookie     tcp.Cookie
 	search     search
 }
@@ -134,20 +147,22 @@ type twKey struct {
 func twKeyOf(ev *tcp.Event) twKey { return twKey{ev.Cookie, ev.Tuple.Local.Port()} }
 
 type timeWait struct {
-	netns tcp.NetNS
-	start int64
-	path  path
-	port  bool // its local port is counted in Ports.TimeWait
+	netns    tcp.NetNS
+	start    int64
+	path     *pathState // nil: its local port is none that connect() chose
+	holder   uint8
+	substate tcp.State
 }
 
 // NewJoiner returns a Joiner that has seen nothing.
 func NewJoiner(opts Options) *Joiner {
 	return &Joiner{
-		opts:  opts,
-		open:  make(map[tcp.Cookie]*conn),
-		tw:    make(map[twKey]timeWait),
-		ports: make(map[path]Ports),
-		total: make(map[tcp.NetNS]*Totals),
+		opts:      opts,
+		open:      make(map[tcp.Cookie]*conn),
+		tw:        make(map[twKey]timeWait),
+		paths:     make(map[path]*pathState),
+		listeners: make(map[netip.AddrPort]Listener),
+		total:     make(map[tcp.NetNS]*Totals),
 	}
 }
 
@@ -194,15 +209,19 @@ func (j *Joiner) pass(now int64) {
 			j.opts.OnMark(m)
 		}
 	}
+	if j.opts.Forecast.Ports != 0 && j.nextLook <= now && !j.finished {
+		j.foretell(now)
+	}
 	j.now = now
 	j.giveUpSearches()
+	j.release(now - heldFor)
 
 	for j.waited < len(j.waiting) && now-j.waiting[j.waited].closed > attemptDelay {
 		w := j.waiting[j.waited]
 		j.waited++
 		// Unless it was connected again meanwhile.
 		if c := j.open[w.cookie]; c != nil && c.closed && c.closedAt == w.closed && !c.hasAttempt {
-			j.drop(w.cookie, c)
+			j.drop(c)
 		}
 	}
 	if j.waited > 1024 && j.waited > len(j.waiting)/2 {
@@ -226,7 +245,7 @@ func (j *Joiner) Attempts(attempts []tcp.Attempt) {
 		c := j.conn(a.Cookie)
 		c.Attempt = *a
 		c.hasAttempt = true
-		j.complete(a.Cookie, c)
+		j.complete(c)
 	}
 }
 
@@ -235,8 +254,10 @@ func (j *Joiner) Attempts(attempts []tcp.Attempt) {
 func (j *Joiner) Finish() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.release(1<<63 - 1)
 	for _, c := range j.open {
 		if c.hasAttempt {
+			j.lookAround(c)
 			j.report(&c.Timeline)
 		}
 	}
@@ -285,14 +306,20 @@ func (j *Joiner) report(t *Timeline) {
 
 // conn returns the open connection with a cookie, a new one if there is none.
 func (j *Joiner) conn(cookie tcp.Cookie) *conn {
-	if c := j.open[cookie]; c != nil {
+	c := j.open[cookie]
+	switch {
+	case c == nil:
+	case c.held: // it is over
+		j.handOut(c)
+	default:
 		return c
 	}
-	var c *conn
 	if n := len(j.free); n > 0 {
 		c = j.free[n-1]
 		j.free = j.free[:n-1]
-		*c = conn{search: search{waiting: c.search.waiting[:0]}}
+		*c = conn{search: search{
+			waiting: c.search.waiting[:0], freed: c.search.freed[:0], census: Census{Holdings: c.search.census.Holdings[:0]},
+		}}
 	} else {
 		c = new(conn)
 	}
@@ -301,18 +328,54 @@ func (j *Joiner) conn(cookie tcp.Cookie) *conn {
 	return c
 }
 
+// heldFor is how long an attempt that failed is held back: the RST that ended it comes before the event that says who sent
+// it, and why.
+const heldFor = int64(20e6)
+
 // complete hands a connection out once both of its sides have ended.
-func (j *Joiner) complete(cookie tcp.Cookie, c *conn) {
-	if !c.closed || !c.hasAttempt || c.search.unknown != 0 {
+func (j *Joiner) complete(c *conn) {
+	if !c.closed || !c.hasAttempt || c.search.unknown != 0 || c.held {
 		return
 	}
-	j.report(&c.Timeline)
-	j.drop(cookie, c)
+	if c.Attempt.Failed() && c.Census == nil && c.FailedInKernel() == nil && c.closedAt > j.now-heldFor && !j.finished {
+		c.held = true
+		j.held = append(j.held, waiting{c.cookie, c.closedAt})
+		return
+	}
+	j.handOut(c)
 }
 
-func (j *Joiner) drop(cookie tcp.Cookie, c *conn) {
-	delete(j.open, cookie)
-	if !c.search.under && c.search.unknown == 0 {
+func (j *Joiner) handOut(c *conn) {
+	j.lookAround(c)
+	j.report(&c.Timeline)
+	j.drop(c)
+}
+
+// release hands out the attempts that ended until then.
+func (j *Joiner) release(until int64) {
+	for j.heldFrom < len(j.held) && j.held[j.heldFrom].closed <= until {
+		w := j.held[j.heldFrom]
+		j.heldFrom++
+		if c := j.open[w.cookie]; c != nil && c.held && c.closedAt == w.closed {
+			j.handOut(c)
+		}
+	}
+	if j.heldFrom == len(j.held) {
+		j.held, j.heldFrom = j.held[:0], 0
+	}
+}
+
+func (j *Joiner) drop(c *conn) {
+	delete(j.open, c.cookie)
+	if c.search.under {
+		c.gone = true
+		return // endSearch has the rest
+	}
+	if c.path != nil {
+		j.leavePath(c.path)
+		c.path = nil
+	}
+	if c.search.unknown == 0 { // else others still refer to it
 		j.free = append(j.free, c)
 	}
 }
@@ -334,9 +397,19 @@ func (j *Joiner) event(ev *tcp.Event) {
 	case tcp.KindTWEnd:
 		j.twEnd(ev)
 	case tcp.KindListenDrop: // of the listener, whose cookie it has: no step of a connection
+		j.peers.add(ev)
+	case tcp.KindTWConvert:
+		j.twConvert(ev)
 	default:
-		if c := j.open[ev.Cookie]; c != nil && ev.Cookie != 0 {
+		c := j.open[ev.Cookie]
+		switch {
+		case c != nil && ev.Cookie != 0:
 			c.step(ev)
+			if ev.Kind == tcp.KindConnectFailed {
+				c.refused(ev)
+			}
+		case ev.Kind == tcp.KindRstSent, ev.Kind == tcp.KindSynAckRetransmit:
+			j.peers.add(ev)
 		}
 	}
 }
@@ -421,26 +494,22 @@ func (j *Joiner) state(ev *tcp.Event) {
 	var c *conn
 	if ev.Old == tcp.Close && ev.New == tcp.SynSent {
 		c = j.conn(ev.Cookie)
-		if c.search.under { // its end was lost
-			j.endSearch(c, false)
-		}
-		// The port is taken within this call of connect(), or the call fails.
-		c.path = path{ev.Tuple.Local.Addr(), ev.Tuple.Peer}
-		c.closed = false
-		if ev.Tuple.Local.Port() == 0 && len(j.searching) < maxSearching {
-			j.beginSearch(c)
-		} else {
-			c.AtConnect = j.ports[c.path]
-			c.counted = true
-			j.take(c.path, Ports{Open: 1})
-		}
+		j.begin(c, ev)
 	} else if c = j.open[ev.Cookie]; c == nil || ev.Cookie == 0 {
-		return // not an active open, or one that began before the trace
+		j.peerState(ev) // not an active open, or one that began before the trace
+		return
 	}
 	c.Joined = true
 	c.step(ev)
 	if c.search.under && ev.New != tcp.SynSent {
-		j.endSearch(c, !searchFailed(ev))
+		failed := searchFailed(ev)
+		if failed {
+			j.census(c, ev)
+			if f := &c.path.forecast; f.failed == 0 {
+				f.failed = ev.MonoNS
+			}
+		}
+		j.endSearch(c, !failed)
 	}
 	if ev.New != tcp.Close {
 		return
@@ -448,13 +517,36 @@ func (j *Joiner) state(ev *tcp.Event) {
 	c.closed, c.closedAt = true, ev.MonoNS
 	if c.counted {
 		c.counted = false
-		j.take(c.path, Ports{Open: -1})
+		j.take(c.path, c.holder, Ports{Open: -1})
+		j.gaveBack(c.path, ev.Tuple.Local.Port())
 	}
 	if c.hasAttempt {
-		j.complete(ev.Cookie, c)
+		j.complete(c)
 		return
 	}
 	j.waiting = append(j.waiting, waiting{ev.Cookie, ev.MonoNS})
+}
+
+// begin takes the event of a connect().
+func (j *Joiner) begin(c *conn, ev *tcp.Event) {
+	if c.search.under { // its end was lost
+		j.endSearch(c, false)
+	}
+	if c.path != nil { // it is connected once more
+		j.leavePath(c.path)
+	}
+	// The port is taken within this call of connect(), or the call fails.
+	c.path = j.enterPath(path{ev.Tuple.Local.Addr(), ev.Tuple.Peer})
+	c.holder = c.path.holder(ev)
+	c.closed, c.Census = false, nil
+	c.path.forecast.opened(ev.MonoNS)
+	if ev.Tuple.Local.Port() == 0 && len(j.searching) < maxSearching {
+		j.beginSearch(c)
+		return
+	}
+	c.AtConnect = c.path.all
+	c.counted = true
+	j.take(c.path, c.holder, Ports{Open: 1})
 }
 
 // roomForEnd is how many steps are not for segments that are sent again, of which there may be
@@ -470,6 +562,9 @@ func (c *conn) step(ev *tcp.Event) {
 	switch ev.Kind {
 	case tcp.KindRetransmit, tcp.KindSynAckRetransmit:
 		room -= roomForEnd
+		if ev.Old == tcp.SynSent && c.SynRetransmits < 255 {
+			c.SynRetransmits++
+		}
 	}
 	if c.NumSteps >= room {
 		c.More++
@@ -485,49 +580,59 @@ func (j *Joiner) twEnter(ev *tcp.Event) {
 	if ev.Cookie == 0 {
 		return // made of a socket older than the trace that nobody asked for its cookie
 	}
-	t := timeWait{netns: ev.NetNS, start: ev.MonoNS}
-	if c := j.open[ev.Cookie]; c != nil {
+	key := twKeyOf(ev)
+	t := timeWait{netns: ev.NetNS, start: ev.MonoNS, substate: ev.Substate}
+	if c := j.open[ev.Cookie]; c != nil && c.path != nil {
 		// Its port is one that connect() chose, and is now held by the minisock.
-		t.path, t.port = c.path, true
-		j.take(t.path, Ports{TimeWait: 1})
+		t.path, t.holder = c.path, uint8(c.holder)
+		t.path.refs++
+		j.take(t.path, c.holder, Ports{TimeWait: 1})
+		if t.substate == tcp.FinWait2 {
+			t.path.holdings[t.holder].FinWait2++
+		}
+		t.path.enqueue(queued{key, ev.MonoNS, ev.Ticks}, j.tw)
 		if c.counted {
 			c.counted = false
-			j.take(c.path, Ports{Open: -1})
+			j.take(c.path, c.holder, Ports{Open: -1})
 		}
 	}
-	j.tw[twKeyOf(ev)] = t
+	j.tw[key] = t
+}
+
+// twConvert takes the peer's FIN for a FIN_WAIT2 minisock.
+func (j *Joiner) twConvert(ev *tcp.Event) {
+	if c := j.open[ev.Cookie]; c != nil && ev.Cookie != 0 {
+		c.step(ev)
+	}
+	key := twKeyOf(ev)
+	if t, ok := j.tw[key]; ok && t.path != nil && t.substate == tcp.FinWait2 {
+		t.path.holdings[t.holder].FinWait2--
+		t.substate = tcp.TimeWait
+		j.tw[key] = t
+	}
 }
 
 func (j *Joiner) twEnd(ev *tcp.Event) {
-	t, ok := j.tw[twKeyOf(ev)]
+	key := twKeyOf(ev)
+	t, ok := j.tw[key]
 	if !ok {
 		return
 	}
-	delete(j.tw, twKeyOf(ev))
-	if t.port {
-		j.take(t.path, Ports{TimeWait: -1})
-		if ev.Cause == tcp.CauseReusedByConnect {
-			j.reuse(t.path)
+	delete(j.tw, key)
+	if t.path != nil {
+		j.take(t.path, int(t.holder), Ports{TimeWait: -1})
+		if t.substate == tcp.FinWait2 {
+			t.path.holdings[t.holder].FinWait2--
 		}
+		t.path.dequeue(key)
+		if ev.Cause == tcp.CauseReusedByConnect {
+			j.reuse(&t)
+		} else {
+			j.gaveBack(t.path, key.port)
+		}
+		j.leavePath(t.path)
 	}
 	if j.opts.OnLifetime != nil {
 		j.opts.OnLifetime(Lifetime{NetNS: t.netns, NS: ev.MonoNS - t.start, Cause: ev.Cause})
 	}
-}
-
-// take changes the number of ports that are taken on a path.
-func (j *Joiner) take(p path, change Ports) {
-	j.taken.add(change)
-	ports := j.ports[p]
-	ports.add(change)
-	if ports == (Ports{}) {
-		delete(j.ports, p) // a long trace sees any number of paths
-	} else {
-		j.ports[p] = ports
-	}
-}
-
-func (p *Ports) add(change Ports) {
-	p.TimeWait += change.TimeWait
-	p.Open += change.Open
 }

@@ -173,6 +173,7 @@ func TestJoin(t *testing.T) {
 					t.Fatal("handed out before the kernel closed the socket")
 				}
 				j.Events(s.events[cut:])
+				j.Advance(s.now + 2*heldFor)
 				tl := r.only(t)
 				if !tl.Joined || tl.Attempt != tt.attempt {
 					t.Errorf("joined %t, attempt %+v", tl.Joined, tl.Attempt)
@@ -373,7 +374,7 @@ func TestForeign(t *testing.T) {
 			s.events[k].Tuple.Peer = peer
 		}
 		j.Events(s.events)
-		most = max(most, len(j.open), len(j.free), len(j.tw), len(j.ports))
+		most = max(most, len(j.open), len(j.free), len(j.tw), len(j.paths))
 		waits = max(waits, cap(j.waiting))
 	}
 	if len(r.timelines) != 0 {
@@ -381,7 +382,7 @@ func TestForeign(t *testing.T) {
 	}
 	if most > 200 {
 		t.Errorf("up to %d are kept (open %d, free %d, TIME_WAIT %d, ports %d), though 101 are within the delay",
-			most, len(j.open), len(j.free), len(j.tw), len(j.ports))
+			most, len(j.open), len(j.free), len(j.tw), len(j.paths))
 	}
 	if waits > 8192 {
 		t.Errorf("the queue of closed connections grew to %d", waits)
@@ -581,6 +582,7 @@ func TestMaxSteps(t *testing.T) {
 	j, r := newJoiner()
 	j.Events(s.events)
 	j.Attempts([]tcp.Attempt{failed(1, tcp.ECONNRESET)})
+	j.Advance(s.now + 2*heldFor)
 	tl := r.only(t)
 	if tl.NumSteps != MaxSteps || tl.NumSteps+tl.More != len(s.events) {
 		t.Errorf("%d steps and %d more of %d events", tl.NumSteps, tl.More, len(s.events))
@@ -604,6 +606,7 @@ func TestRetransmitsLeaveRoom(t *testing.T) {
 	j, r := newJoiner()
 	j.Events(s.events)
 	j.Attempts([]tcp.Attempt{failed(1, tcp.ETIMEDOUT)})
+	j.Advance(s.now + 2*heldFor)
 	tl := r.only(t)
 	if end := tl.ClosedWith(); end == nil || end.Errno != tcp.ETIMEDOUT || tl.NumSteps+tl.More != len(s.events) {
 		t.Errorf("closed with %+v, %d steps and %d more of %d events", end, tl.NumSteps, tl.More, len(s.events))
@@ -938,6 +941,7 @@ func TestConcurrent(t *testing.T) {
 
 func (s *storm) check(t *testing.T, j *Joiner, r *results) {
 	t.Helper()
+	j.Advance(s.now + 2*heldFor)
 	if len(j.open) != len(s.foreign()) {
 		t.Errorf("%d connections are kept, want the %d without an attempt", len(j.open), len(s.foreign()))
 	}

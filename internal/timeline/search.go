@@ -15,16 +15,21 @@ const maxSearching = 64
 // events do not say before the handshake is done; that it found none, as it fails. What
 // others find meanwhile it sees taken.
 type search struct {
-	under   bool    // way
-	begun   int64   // CLOCK_MONOTONIC ns
-	waiting []*conn // failed meanwhile, and want to know whether this one had a port by then
-	unknown int     // of those that this one waits for
+	under   bool     // way
+	begun   int64    // CLOCK_MONOTONIC ns
+	waiting []*conn  // failed meanwhile, and want to know whether this one had a port by then
+	unknown int      // of those that this one waits for
+	freed   []uint16 // ports that were taken as it began, and were given back since
+	census  Census
 }
 
 // beginSearch is called as connect() begins to look for a port.
 func (j *Joiner) beginSearch(c *conn) {
-	c.AtConnect = j.ports[c.path]
-	c.search = search{under: true, begun: j.now, waiting: c.search.waiting[:0]}
+	s := &c.search
+	c.AtConnect = c.path.all
+	s.under, s.begun, s.unknown = true, j.now, 0
+	s.waiting, s.freed = s.waiting[:0], s.freed[:0]
+	s.census.Holdings = append(s.census.Holdings[:0], c.path.holdings...)
 	j.searching = append(j.searching, c)
 }
 
@@ -35,13 +40,13 @@ func (j *Joiner) endSearch(c *conn, found bool) {
 	j.searching = slices.Delete(j.searching, at, at+1)
 	if found {
 		c.counted = true
-		j.take(c.path, Ports{Open: 1})
+		j.take(c.path, c.holder, Ports{Open: 1})
 	}
 	for _, other := range j.searching {
 		switch {
 		case other.path != c.path:
 		case found:
-			other.AtConnect.Open++
+			other.sees(c)
 		default:
 			other.search.waiting = append(other.search.waiting, c)
 			c.search.unknown++
@@ -50,11 +55,38 @@ func (j *Joiner) endSearch(c *conn, found bool) {
 	for _, other := range c.search.waiting {
 		other.search.unknown--
 		if found {
-			other.AtConnect.Open++
+			other.sees(c)
 		}
-		j.complete(other.cookie, other)
+		j.complete(other)
 	}
 	c.search.waiting = c.search.waiting[:0]
+	if c.gone {
+		if found {
+			c.counted = false
+			j.take(c.path, c.holder, Ports{Open: -1})
+		}
+		j.leavePath(c.path)
+		c.path = nil
+	}
+}
+
+// sees counts the port that another connect() found as taken, unless it was already as this
+// one began, and was given back only then.
+func (c *conn) sees(other *conn) {
+	if at := slices.Index(c.search.freed, other.Tuple.Local.Port()); at >= 0 && other.Tuple.Local.Port() != 0 {
+		c.search.freed = slices.Delete(c.search.freed, at, at+1)
+		return
+	}
+	c.AtConnect.Open++
+	c.search.holding(other.path, other.holder).Open++
+}
+
+// holding is the share of a process in the ports as they stood for a search.
+func (s *search) holding(p *pathState, holder int) *Holding {
+	for len(s.census.Holdings) <= holder {
+		s.census.Holdings = append(s.census.Holdings, Holding{Owner: p.holdings[len(s.census.Holdings)].Owner})
+	}
+	return &s.census.Holdings[holder]
 }
 
 // searchLimit is longer than a handshake may take (127 s with tcp_syn_retries = 6).
@@ -72,12 +104,23 @@ func (j *Joiner) giveUpSearches() {
 	}
 }
 
-// reuse is called when a connect() takes the port of a TIME_WAIT: those that looked for
-// one at the time will count it as the other's.
-func (j *Joiner) reuse(p path) {
+// gaveBack is called when a port of a path is free again: those that look for one at the time have
+// counted it as taken, and may have passed it by then.
+func (j *Joiner) gaveBack(p *pathState, port uint16) {
 	for _, c := range j.searching {
 		if c.path == p {
+			c.search.freed = append(c.search.freed, port)
+		}
+	}
+}
+
+// reuse is called when a connect() takes the port of a TIME_WAIT: those that looked for
+// one at the time will count it as the other's.
+func (j *Joiner) reuse(t *timeWait) {
+	for _, c := range j.searching {
+		if c.path == t.path {
 			c.AtConnect.TimeWait--
+			c.search.holding(t.path, int(t.holder)).TimeWait--
 		}
 	}
 }

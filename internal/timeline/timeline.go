@@ -1,10 +1,6 @@
 package timeline
 
-import (
-	"net/netip"
-
-	"github.com/twtrace/twtrace/internal/tcp"
-)
+import "github.com/twtrace/twtrace/internal/tcp"
 
 // MaxSteps is how many events a Timeline keeps. An attempt has eight at most
 // between connect() and its TIME_WAIT; later ones are counted.
@@ -18,13 +14,6 @@ type Step struct {
 	Old, New tcp.State
 	Flags    tcp.Flags
 	Errno    tcp.Errno
-}
-
-// Ports is how the source's ports stood at a moment: what a connect() without a
-// port of its own has to choose from.
-type Ports struct {
-	TimeWait int // in TIME_WAIT, counted in FIN_WAIT2 minisocks too
-	Open     int // of connections that are not closed
 }
 
 // Timeline is one attempt with what the kernel did to its socket.
@@ -41,6 +30,16 @@ type Timeline struct {
 	// before it had failed. The search takes milliseconds when
 	// few are left, in which TIME_WAITs that it has passed expire.
 	AtConnect Ports
+	// Census is more about that moment, of a connect() that found no port; nil: it did, or was not seen to
+	// look. It is valid as long as the Timeline.
+	Census *Census
+	// SynRetransmits is how often its SYN was sent again.
+	SynRetransmits uint8
+	// Peer is what the other end did, as far as that explains a failure or a stall; of attempts that failed
+	// or whose SYN was sent again only.
+	Peer []PeerStep
+	// Listener is who listens where it connected to; nil: nobody was seen to, or it was not asked.
+	Listener *Listener
 }
 
 // Events returns the steps that are kept.
@@ -70,10 +69,4 @@ func (t *Timeline) ClosedWith() *Step {
 	return t.Find(func(s *Step) bool {
 		return s.Kind == tcp.KindState && s.New == tcp.Close && s.Errno != 0
 	})
-}
-
-// path is what competes for ports: one source address and one destination.
-type path struct {
-	source netip.Addr
-	dest   netip.AddrPort
 }

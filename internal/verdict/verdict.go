@@ -1,6 +1,8 @@
 package verdict
 
 import (
+	"slices"
+
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
 )
@@ -10,77 +12,95 @@ type Cause string
 
 // The causes.
 const (
-	PortExhausted Cause = "port-exhausted"  // no source port of the range was left for the destination
-	TupleBusy     Cause = "four-tuple-busy" // the bound address and port are in use towards the destination
-	BindConflict  Cause = "bind-conflict"   // the address or port is another socket's
-	Refused       Cause = "refused"         // an RST answered the SYN
-	Reset         Cause = "reset"           // an RST ended the established connection
-	TimedOut      Cause = "timed-out"       // the peer did not answer
-	Unreachable   Cause = "unreachable"     // no route, or a router said so
-	FDLimit       Cause = "fd-limit"        // no file descriptor was left
-	NoMemory      Cause = "no-memory"       // no memory for a socket or a segment
-	Forbidden     Cause = "forbidden"       // a local policy refused it
-	ClosedEarly   Cause = "closed-early"    // the peer closed before the whole reply came
-	SelfConnect   Cause = "self-connect"    // the socket was connected to itself
-	Interrupted   Cause = "interrupted"     // the run was stopped while it was under way
-	Unexplained   Cause = "unexplained"     // no rule fits
+	PortExhausted    Cause = "port-exhausted"         // no source port of the range was left for the destination
+	TupleBusy        Cause = "four-tuple-busy"        // the bound address and port are in use towards the destination
+	BindConflict     Cause = "bind-conflict"          // the address or port is another socket's
+	Refused          Cause = "refused"                // an RST answered the handshake
+	AcceptQueueFull  Cause = "accept-queue-full"      // the listener dropped the SYNs: its accept queue was full
+	SynQueueFull     Cause = "syn-queue-full"         // the listener dropped the SYNs: its SYN queue was full, without cookies
+	SynUnanswered    Cause = "syn-unanswered"         // nothing answered the SYNs
+	NeverAccepted    Cause = "never-accepted"         // connect() succeeded, and accept() never returned it
+	Reset            Cause = "reset-by-peer"          // an RST ended the established connection
+	AbortedByLinger  Cause = "aborted-by-linger"      // likewise: the peer closed with SO_LINGER {1,0}
+	TimedOutTimeWait Cause = "timed-out-in-time-wait" // the peer's TIME_WAIT answered the SYNs, and tcp_rfc1337 kept it
+	TimedOut         Cause = "timed-out"              // the peer of an established connection did not answer
+	Unreachable      Cause = "unreachable"            // no route, or a router said so
+	FDLimit          Cause = "fd-limit"               // no file descriptor was left
+	NoMemory         Cause = "no-memory"              // no memory for a socket or a segment
+	Forbidden        Cause = "forbidden"              // a local policy refused it
+	Local            Cause = "local"                  // this end's kernel refused the call; nothing was sent
+	ClosedEarly      Cause = "closed-early"           // the peer closed before the whole reply came
+	SelfConnect      Cause = "self-connect"           // the socket was connected to itself
+	Interrupted      Cause = "interrupted"            // the run was stopped while it was under way
+	Unexplained      Cause = "unexplained"            // no rule fits
+)
+
+// Causes are all causes, in the order in which help should list them.
+var Causes = []Cause{
+	PortExhausted, TupleBusy, BindConflict, Refused, AcceptQueueFull, SynQueueFull, SynUnanswered, NeverAccepted, Reset,
+	AbortedByLinger, TimedOutTimeWait, TimedOut, Unreachable, FDLimit, NoMemory, Forbidden, Local, ClosedEarly,
+	SelfConnect, Interrupted, Unexplained,
+}
+
+// Detail says more about a cause, where the other end was traced too; empty: nothing more is known.
+type Detail string
+
+// The details.
+const (
+	NoListener      Detail = "no-listener"       // of Refused: nobody listened
+	AbortOnOverflow Detail = "abort-on-overflow" // of Refused: the accept queue was full, and tcp_abort_on_overflow is 1
+	InTimeWait      Detail = "time-wait"         // of Refused, Reset: the peer's TIME_WAIT was in the way
+	DroppedOther    Detail = "dropped"           // of SynUnanswered: the listener dropped the SYNs, for another reason than a queue
+	LastAckDropped  Detail = "last-ack-dropped"  // of NeverAccepted: the accept queue had no room for it
+	InAcceptQueue   Detail = "in-accept-queue"   // of NeverAccepted: it waited there
+	ListenerClosed  Detail = "listener-closed"   // of NeverAccepted: it waited there as the listener was closed
+	UnreadData      Detail = "unread-data"       // of Reset: the peer closed before it had read all
+	DataAfterClose  Detail = "data-after-close"  // of Reset: data came for a socket that the peer had closed
+	NoSocket        Detail = "no-socket"         // of Reset: the peer had no such connection (any more)
+	Aborted         Detail = "aborted"           // of Reset: the peer's end was aborted, for another reason
 )
 
 // Verdict is the cause of one failed attempt.
 type Verdict struct {
-	Cause Cause
+	Cause  Cause
+	Detail Detail
 	// Inferred: from the error number alone, since no kernel events were seen.
 	Inferred bool
 }
 
+// Env is what a verdict needs to know of where the attempt was made.
+type Env struct {
+	// Traced: the kernel's events were recorded.
+	Traced bool
+	// Reasons are this kernel's names for why an RST is sent (6.10 and later).
+	Reasons map[uint32]string
+	// RFC1337 and AbortOnOverflow: the sysctls tcp_rfc1337 and tcp_abort_on_overflow are 1.
+	RFC1337, AbortOnOverflow bool
+	// NeverAccepts: the server is one that never calls accept().
+	NeverAccepts bool
+}
+
 // rule is a row: the first that fits gives the cause.
 type rule struct {
-	cause Cause
+	cause  Cause
+	detail Detail
 	// errnos that the rule is about; empty: any.
 	errnos []tcp.Errno
 	// program says whether what the program saw fits; nil: always.
 	program func(*tcp.Attempt) bool
 	// kernel says whether what the kernel showed fits; nil: the kernel has
 	// nothing to show, since it never got to a state change.
-	kernel func(*timeline.Timeline) bool
+	kernel func(*timeline.Timeline, *Env) bool
+	// refines: without a trace a later row says what is left of it.
+	refines bool
 }
 
-// searching: connect() was to choose the port.
-func searching(a *tcp.Attempt) bool { return connecting(a) && a.LocalPort == 0 }
-
-func connecting(a *tcp.Attempt) bool { return a.Phase == tcp.PhaseConnect }
-func early(a *tcp.Attempt) bool      { return a.Phase < tcp.PhaseConnect }
-func established(a *tcp.Attempt) bool {
-	return a.Phase > tcp.PhaseConnect
-}
-
-// closedWith fits if the kernel closed the socket with that error itself.
-func closedWith(errnos ...tcp.Errno) func(*timeline.Timeline) bool {
-	return func(t *timeline.Timeline) bool {
-		s := t.ClosedWith()
-		if s == nil {
-			return false
-		}
-		for _, e := range errnos {
-			if s.Errno == e {
-				return true
-			}
-		}
-		return false
-	}
-}
-
-func gotRst(t *timeline.Timeline) bool {
-	return t.Find(func(s *timeline.Step) bool { return s.Kind == tcp.KindRstReceived }) != nil
-}
-
-// failedInKernel fits if connect() failed before a segment was sent; withPort
-// says whether a source port was chosen or bound by then.
-func failedInKernel(withPort bool) func(*timeline.Timeline) bool {
-	return func(t *timeline.Timeline) bool {
-		return t.FailedInKernel() != nil && (t.Tuple.Local.Port() != 0) == withPort
-	}
-}
+var (
+	refused = []tcp.Errno{tcp.ECONNREFUSED}
+	reset   = []tcp.Errno{tcp.ECONNRESET, tcp.EPIPE}
+	late    = []tcp.Errno{tcp.ETIMEDOUT}
+	broken  = []tcp.Errno{tcp.ECONNRESET, tcp.EPIPE, tcp.ETIMEDOUT}
+)
 
 // rules are sorted from what is certain to what is left.
 var rules = []rule{
@@ -91,54 +111,90 @@ var rules = []rule{
 	{cause: TupleBusy, errnos: []tcp.Errno{tcp.EADDRNOTAVAIL}, program: connecting, kernel: failedInKernel(true)},
 	{cause: BindConflict, errnos: []tcp.Errno{tcp.EADDRINUSE}, program: early},
 
-	{cause: Refused, errnos: []tcp.Errno{tcp.ECONNREFUSED}, program: connecting, kernel: closedWith(tcp.ECONNREFUSED)},
-	{cause: Reset, errnos: []tcp.Errno{tcp.ECONNRESET, tcp.EPIPE}, program: connecting, kernel: gotRst},
-	{cause: Reset, errnos: []tcp.Errno{tcp.ECONNRESET, tcp.EPIPE}, program: established, kernel: gotRst},
+	{cause: Refused, detail: InTimeWait, errnos: refused, program: connecting, kernel: all(closedWith(tcp.ECONNREFUSED), answeredByRst), refines: true},
+	{cause: Refused, detail: NoListener, errnos: refused, program: connecting, kernel: all(closedWith(tcp.ECONNREFUSED), rstFrom(tcp.StateNone, tcp.Listen)), refines: true},
+	{cause: Refused, errnos: refused, program: connecting, kernel: closedWith(tcp.ECONNREFUSED)},
+	{cause: Refused, detail: AbortOnOverflow, errnos: reset, kernel: all(gotRst, abortOnOverflow), refines: true},
+
+	{cause: NeverAccepted, detail: LastAckDropped, errnos: broken, program: noReply, kernel: lastAckDropped, refines: true},
+	{cause: NeverAccepted, detail: ListenerClosed, errnos: reset, program: noReply, kernel: all(gotRst, listenerClosed), refines: true},
+
+	{cause: AbortedByLinger, errnos: reset, kernel: all(gotRst, peerLingered), refines: true},
+	{cause: Reset, detail: UnreadData, errnos: reset, kernel: all(gotRst, peerHadUnread), refines: true},
+	{cause: Reset, detail: DataAfterClose, errnos: reset, kernel: all(gotRst, rstBecause("TCP_ABORT_ON_DATA")), refines: true},
+	{cause: Reset, detail: InTimeWait, errnos: reset, kernel: all(gotRst, rstFrom(tcp.TimeWait)), refines: true},
+	{cause: Reset, detail: NoSocket, errnos: reset, kernel: all(gotRst, rstFrom(tcp.StateNone, tcp.Listen)), refines: true},
+	{cause: Reset, detail: Aborted, errnos: reset, kernel: all(gotRst, sentRst), refines: true},
+	{cause: Reset, errnos: reset, program: connecting, kernel: gotRst},
+	{cause: Reset, errnos: reset, program: established, kernel: gotRst},
 	// A send after the peer's FIN was answered by RST, which came first.
 	{cause: Reset, errnos: []tcp.Errno{tcp.EPIPE}, program: established, kernel: closedWith(tcp.EPIPE, tcp.ECONNRESET)},
 	{cause: ClosedEarly, errnos: []tcp.Errno{tcp.EPROTO}, program: func(a *tcp.Attempt) bool { return a.Flags&tcp.ShortReply != 0 }},
 
-	{cause: TimedOut, errnos: []tcp.Errno{tcp.ETIMEDOUT}, program: func(a *tcp.Attempt) bool { return a.Flags&tcp.OwnTimeout != 0 }},
-	{cause: TimedOut, errnos: []tcp.Errno{tcp.ETIMEDOUT}, kernel: closedWith(tcp.ETIMEDOUT)},
+	{cause: TimedOutTimeWait, errnos: late, program: connecting, kernel: keptTimeWait, refines: true},
+	{cause: AcceptQueueFull, errnos: late, program: connecting, kernel: synDropped(tcp.CauseAcceptQueue), refines: true},
+	{cause: SynQueueFull, errnos: late, program: connecting, kernel: synDropped(tcp.CauseSynQueue), refines: true},
+	{cause: SynUnanswered, detail: DroppedOther, errnos: late, program: connecting, kernel: synDropped(tcp.CauseOtherDrop), refines: true},
+	{cause: SynUnanswered, errnos: late, program: both(connecting, ownTimeout)},
+	{cause: SynUnanswered, errnos: late, program: connecting, kernel: closedWith(tcp.ETIMEDOUT)},
+	{cause: NeverAccepted, detail: InAcceptQueue, errnos: late, program: noReply, kernel: neverAccepts, refines: true},
+	{cause: TimedOut, errnos: late, program: both(established, ownTimeout)},
+	{cause: TimedOut, errnos: late, program: established, kernel: closedWith(tcp.ETIMEDOUT)},
 
 	{cause: Unreachable, errnos: []tcp.Errno{tcp.ENETUNREACH, tcp.EHOSTUNREACH, 100, 112}},
 	{cause: FDLimit, errnos: []tcp.Errno{tcp.EMFILE, tcp.ENFILE}},
 	{cause: NoMemory, errnos: []tcp.Errno{tcp.ENOMEM, tcp.ENOBUFS}},
 	{cause: Forbidden, errnos: []tcp.Errno{tcp.EPERM, tcp.EACCES}},
+	// The kernel refused socket(), setsockopt() or bind() for what was asked of it.
+	{cause: Local, errnos: []tcp.Errno{tcp.EINVAL, tcp.EADDRNOTAVAIL, tcp.EAGAIN, 92, 93, 94, 95, 97}, program: early},
 }
 
-// Of returns why a failed attempt failed. traced says whether the kernel's events
-// were recorded: a rule that asks for them then needs them.
-func Of(t *timeline.Timeline, traced bool) Verdict {
+// Of is In with nothing known of where the attempt was made but whether it was traced.
+func Of(t *timeline.Timeline, traced bool) Verdict { return In(t, &Env{Traced: traced}) }
+
+// In returns why a failed attempt failed. A rule that asks for the kernel's events needs them if they were recorded.
+func In(t *timeline.Timeline, env *Env) Verdict {
 	for i := range rules {
 		r := &rules[i]
-		if !r.fitsProgram(&t.Attempt) {
-			continue
-		}
-		if r.kernel == nil {
-			return Verdict{Cause: r.cause}
-		}
-		if !traced {
+		switch {
+		case !r.fitsProgram(&t.Attempt), r.refines && !env.Traced:
+		case r.kernel == nil:
+			return Verdict{Cause: r.cause, Detail: r.detail}
+		case !env.Traced:
 			return Verdict{Cause: r.cause, Inferred: true}
-		}
-		if t.Joined && r.kernel(t) {
-			return Verdict{Cause: r.cause}
+		case t.Joined && r.kernel(t, env):
+			return Verdict{Cause: r.cause, Detail: r.detail}
 		}
 	}
 	return Verdict{Cause: Unexplained}
 }
 
 func (r *rule) fitsProgram(a *tcp.Attempt) bool {
+	if a.Errno == 0 {
+		return false // it says nothing
+	}
 	if r.program != nil && !r.program(a) {
 		return false
 	}
-	if len(r.errnos) == 0 {
-		return true
-	}
-	for _, e := range r.errnos {
-		if a.Errno == e {
-			return true
-		}
-	}
-	return false
+	return len(r.errnos) == 0 || slices.Contains(r.errnos, a.Errno)
 }
+
+// Stalled returns why the SYN of an attempt had to be sent again, though it failed otherwise or not at all; SynUnanswered where
+// the listener was not seen to drop it.
+func Stalled(t *timeline.Timeline) (Cause, Detail) {
+	switch {
+	case answeredByRst(t, nil):
+		return TimedOutTimeWait, InTimeWait
+	case synDropped(tcp.CauseAcceptQueue)(t, nil):
+		return AcceptQueueFull, ""
+	case synDropped(tcp.CauseSynQueue)(t, nil):
+		return SynQueueFull, ""
+	case synDropped(tcp.CauseOtherDrop)(t, nil):
+		return SynUnanswered, DroppedOther
+	}
+	return SynUnanswered, ""
+}
+
+// HeldUpByLastAck reports whether the listener dropped the last ACK of the handshake and never came to an
+// established connection.
+func HeldUpByLastAck(t *timeline.Timeline) bool { return lastAckDropped(t, nil) }
