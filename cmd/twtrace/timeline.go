@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -49,7 +51,7 @@ func (a *app) timelineCommand() *cobra.Command {
 		Args: oneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.given = cmd.Flags().Changed
-			return a.timeline(f, args[0])
+			return a.timeline(cmd.Context(), f, args[0])
 		},
 	}
 	fl := cmd.Flags()
@@ -81,7 +83,7 @@ func causeNames() string {
 	return text
 }
 
-func (a *app) timeline(f *timelineFlags, name string) error {
+func (a *app) timeline(ctx context.Context, f *timelineFlags, name string) error {
 	switch {
 	case f.limit < 0 || f.slowest < 0 || f.slowest == 0 && f.given("slowest"):
 		return usagef("--limit and --slowest take a number of connections")
@@ -98,7 +100,7 @@ func (a *app) timeline(f *timelineFlags, name string) error {
 	opts.Time = eventline.TimeMode(slices.Index(eventline.TimeModes[:], f.time.value))
 	opts.Color = useColor(f.color.value, a.stdout)
 	var write func(*story.Story) error
-	result, err := story.Read(r, f.query, func(c *recording.Condition) {
+	result, err := story.Read(ctx, r, f.query, func(c *recording.Condition) {
 		opts.Notes = timelineNotes(c)
 		if f.output.value == "json" {
 			write = story.NewJSON(a.stdout, opts).Story
@@ -106,6 +108,9 @@ func (a *app) timeline(f *timelineFlags, name string) error {
 			write = story.NewText(a.stdout, opts).Story
 		}
 	}, func(s *story.Story) error { return write(s) })
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil // Ctrl-C: what was printed is whole
+	}
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,8 @@ func (s *source) assemble(list []pick) ([]*Story, error) {
 	}
 	for i := range list {
 		if c := list[i].cookie; c != 0 {
-			a.sockets[c] = &socket{place: list[i].place, all: list[i].place == place{}}
+			where, all := list[i].where()
+			a.sockets[c] = &socket{place: where, all: all}
 		}
 	}
 	if err := s.gather(a.sockets); err != nil {
@@ -291,7 +292,7 @@ func (a *assembly) stories(subjects []*subject) []*Story {
 }
 
 func (a *assembly) story(sub *subject) *Story {
-	s := &Story{clock: &a.src.wall}
+	s := &Story{clock: &a.src.wall, byAttempt: sub.pick.known}
 	if ev := sub.pick.alone; ev != nil {
 		s.Ends[Client] = End{JoinedBy: Alone, Connection: timeline.Connection{
 			NetNS: ev.NetNS, Tuple: ev.Tuple, Owner: ev.Owner, FirstSeq: ev.Seq, LastSeq: ev.Seq, Events: 1,

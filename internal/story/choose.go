@@ -17,7 +17,7 @@ type pick struct {
 	alone   *tcp.Event // all that there is, and of no cookie; nil: it is not
 	order   int64      // the lowest comes first
 	seq     uint64     // of its first event
-	place   place      // the zero value: anywhere
+	place   *place     // of a socket; nil: anywhere, or as its attempt says
 }
 
 // maxPicks is how many connections are kept that may be asked for: some 200 MB. It takes a query that asks
@@ -116,6 +116,19 @@ func (s *source) choose(q *Query, budget int, result *Result) (list []pick, more
 	return s.chooseByAttempts(q, on, budget, result)
 }
 
+func placed(p place) *place { return &p }
+
+// where is where the socket's events are; all: nothing is known, and all lives of the cookie are asked for.
+func (k *pick) where() (p place, all bool) {
+	switch {
+	case k.known:
+		return placeOfAttempt(&k.attempt), false
+	case k.place != nil:
+		return *k.place, false
+	}
+	return place{}, true
+}
+
 // chooseByAttempts finds the attempts that may be asked for: in the order in which they were begun, or the
 // slowest first.
 func (s *source) chooseByAttempts(q *Query, on uint8, budget int, result *Result) ([]pick, bool, error) {
@@ -145,7 +158,7 @@ func (s *source) chooseByAttempts(q *Query, on uint8, budget int, result *Result
 		if narrow && !slices.Contains(q.Errnos, a.Errno) {
 			return nil
 		}
-		k := pick{cookie: a.Cookie, attempt: *a, known: true, order: a.Started, place: placeOfAttempt(a)}
+		k := pick{cookie: a.Cookie, attempt: *a, known: true, order: a.Started}
 		if q.Slowest {
 			if !a.ReachedConnect() {
 				return nil
@@ -227,7 +240,7 @@ func (s *source) chooseByEvents(q *Query, on uint8, budget int, result *Result) 
 		if k.fits != on || q.Slowest && k.took == 0 {
 			continue
 		}
-		next := pick{cookie: c, seq: k.seq, place: k.place}
+		next := pick{cookie: c, seq: k.seq, place: placed(k.place)}
 		if q.Slowest {
 			next.order = -k.took
 		}
@@ -265,7 +278,7 @@ func (b *byEvents) event(ev *tcp.Event) {
 	took := b.took(ev)
 	if b.q.Slowest && b.on == 0 {
 		if took != 0 {
-			b.slowest.add(pick{cookie: ev.Cookie, seq: ev.Seq, order: -took, place: placeOf(ev)})
+			b.slowest.add(pick{cookie: ev.Cookie, seq: ev.Seq, order: -took, place: placed(placeOf(ev))})
 		}
 		return
 	}

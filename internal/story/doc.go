@@ -1,7 +1,7 @@
 // Package story tells of single connections out of a recording: both ends, the attempt behind
 // them, how it came out, and what of it was not seen.
 //
-//	result, err := story.Read(reader, story.Query{Failed: true, Limit: 10}, begin, story.NewText(os.Stdout, opts).Story)
+//	result, err := story.Read(ctx, reader, story.Query{Failed: true, Limit: 10}, begin, story.NewText(os.Stdout, opts).Story)
 //
 // Read goes through the recording several times, each time through little of it: what a segment
 // says of itself (cookies, ports, error numbers, times) decides whether it is looked into. First

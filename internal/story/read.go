@@ -1,6 +1,7 @@
 package story
 
 import (
+	"context"
 	"slices"
 
 	"github.com/twtrace/twtrace/internal/recording"
@@ -8,14 +9,14 @@ import (
 )
 
 // batchSize is how many stories are put together at once: some 50 MB.
-const batchSize = 1 << 13
+const batchSize = 1 << 12
 
 // Read tells of the connections that are asked for: of attempts in the order in which they were begun, of
 // others in that of their events, or the slowest first. Damaged parts of the recording are passed over, and are in
 // the result's Condition, which begin is given before the first story. Errors are those of reading the file, and
-// of tell.
-func Read(r *recording.Reader, q Query, begin func(*recording.Condition), tell func(*Story) error) (*Result, error) {
-	src, err := newSource(r)
+// of tell, and ctx's if it ends.
+func Read(ctx context.Context, r *recording.Reader, q Query, begin func(*recording.Condition), tell func(*Story) error) (*Result, error) {
+	src, err := newSource(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +67,8 @@ func (t *teller) all(list []pick) error {
 			return err
 		}
 		list = list[n:]
-		for _, s := range stories {
+		for i, s := range stories {
+			stories[i] = nil
 			if !t.fits(s) {
 				continue
 			}
@@ -91,7 +93,7 @@ func (t *teller) all(list []pick) error {
 func (t *teller) new(list []pick) []pick {
 	return slices.DeleteFunc(slices.Clone(list), func(p pick) bool {
 		_, ok := t.ends[p.cookie]
-		return ok && !p.known && p.place != place{}
+		return ok && !p.known && p.place != nil
 	})
 }
 
@@ -100,7 +102,8 @@ func (t *teller) fits(s *Story) bool {
 	if !s.matches(t.q) {
 		return false
 	}
-	if s.Ends[Client].Seen() && s.Ends[Server].Seen() {
+	// An attempt is told of once anyway, and there may be many.
+	if !s.byAttempt && s.Ends[Client].Seen() && s.Ends[Server].Seen() {
 		first := s.Ends[Client].FirstSeq
 		if _, ok := t.told[first]; ok {
 			return false
@@ -119,7 +122,7 @@ func (t *teller) fits(s *Story) bool {
 func (s *Story) matches(q *Query) bool {
 	switch {
 	case len(q.Cookies) > 0 && !s.any(func(e *End) bool { return slices.Contains(q.Cookies, e.Cookie) }) &&
-		!(s.Attempt != nil && slices.Contains(q.Cookies, s.Attempt.Cookie)),
+		(s.Attempt == nil || !slices.Contains(q.Cookies, s.Attempt.Cookie)),
 		len(q.PIDs) > 0 && !s.any(func(e *End) bool { return slices.Contains(q.PIDs, e.Owner.PID) }),
 		len(q.Ports) > 0 && !s.hasPort(q.Ports),
 		len(q.Errnos) > 0 && !s.hasErrno(q.Errnos),

@@ -1,6 +1,7 @@
 package story
 
 import (
+	"context"
 	"errors"
 
 	"github.com/twtrace/twtrace/internal/recording"
@@ -9,6 +10,7 @@ import (
 
 // source is a recording that is read for stories.
 type source struct {
+	ctx    context.Context
 	r      *recording.Reader
 	wall   wallClock
 	cond   *recording.Condition
@@ -31,9 +33,9 @@ var errEnough = errors.New("enough")
 
 // newSource looks at all segments, without reading more than samples: how much there is, and when events
 // were lost.
-func newSource(r *recording.Reader) (*source, error) {
+func newSource(ctx context.Context, r *recording.Reader) (*source, error) {
 	h := r.Header()
-	s := &source{r: r, traced: h.HZ != 0}
+	s := &source{ctx: ctx, r: r, traced: h.HZ != 0}
 	s.wall.add(h.Clock.MonoNS, h.Clock.RealNS)
 	before, at := uint64(0), h.StartMonoNS
 	want := func(seg *recording.Segment) bool {
@@ -94,6 +96,9 @@ func (s *source) scan(want func(*recording.Segment) bool, events func(*tcp.Event
 		return false
 	}}
 	_, err := s.r.Scan(q, func(b *recording.Batch) error {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
 		for i := range b.Events {
 			if err := events(&b.Events[i]); err != nil {
 				return err
@@ -112,7 +117,7 @@ func (s *source) scan(want func(*recording.Segment) bool, events func(*tcp.Event
 	return err
 }
 
-// fewKeys is up to how many cookies or ports a segment is asked for each; it knows the range of its cookies, too.
+// fewKeys is up to how many cookies or ports a segment is asked for each: of more one is in nearly every segment.
 const fewKeys = 256
 
 // place says where in a recording a socket's events can be, as far as that is known; 0: it is not.
@@ -162,12 +167,12 @@ func (p *place) learn(ev *tcp.Event) {
 	if port := ev.Tuple.Local.Port(); p.port == 0 && port != 0 {
 		p.port, p.since = port, ev.MonoNS
 	}
-	switch {
-	case ev.Kind == tcp.KindState:
+	switch ev.Kind {
+	case tcp.KindState:
 		p.closed = ev.New == tcp.Close
-	case ev.Kind == tcp.KindTWEnter:
+	case tcp.KindTWEnter:
 		p.waiting, p.peer = true, ev.Tuple.Peer.Port()
-	case ev.Kind == tcp.KindTWEnd:
+	case tcp.KindTWEnd:
 		p.waiting = false
 	}
 	switch {
@@ -194,7 +199,7 @@ func (p *place) in(seg *recording.Segment, c tcp.Cookie) bool {
 // mayHave reports whether a segment can have an event of any of the sockets.
 func mayHave(seg *recording.Segment, sockets map[tcp.Cookie]*socket) bool {
 	for c, k := range sockets {
-		if len(sockets) > fewKeys && seg.MaxNS >= k.place.from || k.place.in(seg, c) {
+		if k.place.in(seg, c) {
 			return true
 		}
 	}

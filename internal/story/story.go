@@ -46,8 +46,9 @@ type Story struct {
 	// Lost is how many events were lost or skipped while it lasted, of any connection.
 	Lost uint64
 
-	clock    *wallClock
-	onlyLife [2]bool // of the end's cookie
+	clock     *wallClock
+	byAttempt bool    // it was found by its attempt
+	onlyLife  [2]bool // of the end's cookie
 }
 
 // The ways of joining.

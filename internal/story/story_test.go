@@ -44,7 +44,7 @@ func real(t *testing.T, name string) *recording.Reader {
 
 func read(t *testing.T, r *recording.Reader, q story.Query, tell func(*story.Story) error) *story.Result {
 	t.Helper()
-	result, err := story.Read(r, q, func(*recording.Condition) {}, tell)
+	result, err := story.Read(t.Context(), r, q, func(*recording.Condition) {}, tell)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -483,7 +483,7 @@ func TestCut(t *testing.T) {
 			break // in the header
 		}
 		var conditions int
-		result, err := story.Read(r, story.Query{}, func(c *recording.Condition) { conditions++ }, func(s *story.Story) error {
+		result, err := story.Read(t.Context(), r, story.Query{}, func(c *recording.Condition) { conditions++ }, func(s *story.Story) error {
 			if len(s.Events) > 0 && s.Ends[story.Client].State != tcp.Close && len(s.Missing) == 0 {
 				t.Errorf("cut at %d: an end that is not there is not missed", n)
 			}
