@@ -9,11 +9,11 @@ import (
 )
 
 // natClient is a host behind the address that all share. tcp_timestamps decides about its clock: with 1 it is offset by
-// a random number for each pair of addresses, with 2 it is not.
-type natClient struct {
-	timestamps int
-	clock      uint32 // at the first SYN
-}
+// a random number, with 2 it is not. The offset is one for each pair of addresses, or for each four-tuple.
+type natClient struct{ timestamps int }
+
+// natPort is where the first client has its connection.
+const natPort = 41000
 
 // natAttempt is a connection that was attempted while the server had a TIME_WAIT of another client's.
 type natAttempt struct {
@@ -27,42 +27,26 @@ type natAttempt struct {
 
 // nat has two clients with different clocks behind one address, as behind a NAT.
 func nat(s *Session) error {
-	w, err := s.wire()
+	order, err := s.natOrder()
 	if err != nil {
-		return err
+		return fmt.Errorf("compare the clients' clocks: %w", err)
 	}
-	// Which of the two is ahead is decided by the random number: ask.
-	clients := []natClient{{timestamps: 1}, {timestamps: 2}}
-	for i := range clients {
-		if err := w.become(clients[i]); err != nil {
-			return err
-		}
-		g, _, err := w.serverWaits(uint16(40900 + i))
-		if err != nil {
-			return err
-		}
-		clients[i].clock = g.TSVal
-	}
-	behind, ahead := clients[0], clients[1]
-	if int32(ahead.clock-behind.clock) < 0 {
-		behind, ahead = ahead, behind
-	}
-	apart := float64(ahead.clock-behind.clock) / 1000
+	apart := order.apart.Seconds()
 	s.Note("clocks apart, s", apart)
-
-	later, err := s.natCase(behind, ahead, true)
+	ahead, behind := order.ahead, order.behind
+	later, err := s.natCase(behind, ahead, natPort)
 	if err != nil {
 		return fmt.Errorf("the second client's clock is ahead: %w", err)
 	}
-	earlier, err := s.natCase(ahead, behind, true)
+	earlier, err := s.natCase(ahead, behind, natPort)
 	if err != nil {
 		return fmt.Errorf("the second client's clock is behind: %w", err)
 	}
-	other, err := s.natCase(ahead, behind, false)
+	other, err := s.natCase(order.otherFirst, order.otherSecond, order.otherPort)
 	if err != nil {
 		return fmt.Errorf("the second client's clock is behind, another port: %w", err)
 	}
-	kept, err := s.natCase(ahead, behind, true, "tcp_rfc1337=1")
+	kept, err := s.natCase(ahead, behind, natPort, "tcp_rfc1337=1")
 	if err != nil {
 		return fmt.Errorf("the second client's clock is behind, tcp_rfc1337=1: %w", err)
 	}
@@ -106,6 +90,77 @@ func (a *natAttempt) evidence(apart float64) Evidence {
 	return e
 }
 
+// natOrder is which client's clock is ahead. The kernel's random numbers decide, so it is asked.
+type natOrder struct {
+	ahead, behind natClient
+	apart         time.Duration
+	// A second client on another port, whose clock there is behind the first's on natPort.
+	otherFirst, otherSecond natClient
+	otherPort               uint16
+}
+
+func (s *Session) natOrder() (o natOrder, err error) {
+	w, err := s.wire()
+	if err != nil {
+		return o, err
+	}
+	clients := [2]natClient{{timestamps: 1}, {timestamps: 2}}
+	clocks := func(port uint16) (at [2]uint32, err error) {
+		for i, c := range clients {
+			if at[i], err = w.clockOf(c, port); err != nil {
+				return at, err
+			}
+		}
+		return at, nil
+	}
+	here, err := clocks(natPort)
+	if err != nil {
+		return o, err
+	}
+	o.ahead, o.behind = clients[0], clients[1]
+	apart := int32(here[0] - here[1])
+	if apart < 0 {
+		o.ahead, o.behind, apart = o.behind, o.ahead, -apart
+	}
+	o.apart = time.Duration(apart) * time.Millisecond
+	const ports = 64 // of two, one does for certain where offsets are of addresses, and every second where not
+	for o.otherPort = natPort + 1; o.otherPort < natPort+ports; o.otherPort++ {
+		there, err := clocks(o.otherPort)
+		if err != nil {
+			return o, err
+		}
+		for i := range clients {
+			if int32(there[1-i]-here[i]) < -int32(time.Minute.Milliseconds()) {
+				o.otherFirst, o.otherSecond = clients[i], clients[1-i]
+				return o, nil
+			}
+		}
+	}
+	return o, errors.New("no clock is behind another")
+}
+
+// clockOf is what a client's timestamps are on a port.
+func (w *wire) clockOf(c natClient, port uint16) (uint32, error) {
+	if err := w.become(c); err != nil {
+		return 0, err
+	}
+	client, _, err := w.pair(port, Linger(0))
+	if err != nil {
+		return 0, err
+	}
+	if err := errors.Join(client.Close(), w.gone()); err != nil {
+		return 0, err
+	}
+	syns, err := w.capture.Find(Match{Out: true, Flags: syn, Mask: synAck, Port: port})
+	if err != nil {
+		return 0, err
+	}
+	if len(syns) == 0 {
+		return 0, errors.New("the capture has no SYN")
+	}
+	return syns[len(syns)-1].TSVal, nil
+}
+
 // become has the namespace of clients be one of them.
 func (w *wire) become(c natClient) error {
 	return w.Set(w.net, w.client, fmt.Sprintf("tcp_timestamps=%d", c.timestamps))
@@ -113,8 +168,7 @@ func (w *wire) become(c natClient) error {
 
 // natCase has one client leave a TIME_WAIT at the server, and another connect from the same address, and from the same
 // port or another.
-func (s *Session) natCase(first, second natClient, samePort bool, sysctls ...string) (a natAttempt, err error) {
-	port := uint16(41000)
+func (s *Session) natCase(first, second natClient, port uint16, sysctls ...string) (a natAttempt, err error) {
 	w, err := s.wire(sysctls...)
 	if err != nil {
 		return a, err
@@ -122,14 +176,11 @@ func (s *Session) natCase(first, second natClient, samePort bool, sysctls ...str
 	if err := w.become(first); err != nil {
 		return a, err
 	}
-	if _, _, err := w.serverWaits(port); err != nil {
+	if _, _, err := w.serverWaits(natPort); err != nil {
 		return a, err
 	}
 	if err := w.become(second); err != nil {
 		return a, err
-	}
-	if !samePort {
-		port++
 	}
 	k, err := s.Socket(w.client, false, ReuseAddr, SynRetries(1))
 	if err != nil {

@@ -119,7 +119,7 @@ func synOnTimeWait(s *Session) error {
 	})
 	differ := 0
 	for i := range table {
-		if table[i] != tables[1][i] {
+		if table[i].Answer != tables[1][i].Answer {
 			differ++
 		}
 	}
