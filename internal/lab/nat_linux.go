@@ -55,6 +55,15 @@ func nat(s *Session) error {
 		Holds: holdsOf(other.err != nil || other.syns != 1), Expected: No, Evidence: other.evidence(apart),
 		History: "It held until 4.12 where tcp_tw_recycle was 1, which kept the last timestamp for each address; 4396e46187ca removed it. What is left is compared with the TIME_WAIT of the same port alone.",
 	})
+	seqAndOffset, err := function("secure_tcp_seq_and_ts_off")
+	if err != nil {
+		return err
+	}
+	s.Claim(Claim{
+		Key: "clock-by-port", Text: "One client alone has a clock of its own for each of its ports.",
+		Holds: holdsOf(order.byPort), Expected: holdsOf(seqAndOffset != nil), Evidence: Evidence{"differs on the next port": order.byPort},
+		History: "Since 165573e41f2f (7.0, and stable kernels of 2026), which offsets timestamps by four-tuple instead of by address. A NAT that chooses ports at random (MASQUERADE --random-fully) then makes what follows happen to a single client.",
+	})
 	s.Claim(Claim{
 		Key: "ahead", Text: "On a port whose last connection is in TIME_WAIT at the server, a client whose clock is ahead connects at once.",
 		Holds: holdsOf(later.err == nil && later.syns == 1), Expected: Yes, Evidence: later.evidence(apart),
@@ -97,6 +106,7 @@ type natOrder struct {
 	// A second client on another port, whose clock there is behind the first's on natPort.
 	otherFirst, otherSecond natClient
 	otherPort               uint16
+	byPort                  bool // the clock of one client with offsets differs on the next port
 }
 
 func (s *Session) natOrder() (o natOrder, err error) {
@@ -128,6 +138,9 @@ func (s *Session) natOrder() (o natOrder, err error) {
 		there, err := clocks(o.otherPort)
 		if err != nil {
 			return o, err
+		}
+		if o.otherPort == natPort+1 {
+			o.byPort = there[0]-here[0] > uint32(time.Minute.Milliseconds())
 		}
 		for i := range clients {
 			if int32(there[1-i]-here[i]) < -int32(time.Minute.Milliseconds()) {
