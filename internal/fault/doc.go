@@ -5,7 +5,8 @@
 //
 // A BPF program on the receiving end of the link counts the segments that fit a [Rule], and drops those that it names
 // by their number, or takes them off the wire until [Fault.Release] sends them on. It is attached by tcx (since 6.6) or
-// by a clsact queue discipline; it ends with the process, as the namespace does.
+// by a clsact queue discipline (for which the kernel may load its modules sch_ingress and cls_bpf); it ends with the
+// process, as the namespace does.
 //
 // A [Segment] is what is on the wire: parsed from a frame, or made up and sent by [Send].
 package fault
