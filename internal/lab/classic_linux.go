@@ -61,6 +61,7 @@ type classicLoop struct {
 	Finished int     `json:"finished"`
 	Failed   int     `json:"failed"`
 	Seconds  float64 `json:"seconds"`
+	At       float64 `json:"at_seconds"` // since before the first
 	TimeWait int     `json:"time_waits"` // as it ended
 }
 
@@ -80,15 +81,11 @@ func (r *classicRow) failed() (n int) {
 const unaged = 59 * time.Second
 
 // fresh is how many of the loops were over before any TIME_WAIT can have expired.
-func (r *classicRow) fresh() int {
-	var at float64
-	for i, l := range r.Loops {
-		if at += l.Seconds; at > unaged.Seconds() {
-			return i
-		}
-		at += r.Pause
+func (r *classicRow) fresh() (loops int) {
+	for loops < len(r.Loops) && r.Loops[loops].At < unaged.Seconds() {
+		loops++
 	}
-	return len(r.Loops)
+	return loops
 }
 
 // first adds up the first loops.
@@ -183,14 +180,18 @@ func (s *Session) classicStorm(r *classicRow) error {
 		plan.Interval = reusePause
 	}
 	r.Pause = plan.Interval.Seconds()
+	var begun time.Time
+	var ends []time.Duration
 	r.summary, err = s.Storm(run.Options{
 		Plan: plan, Net: netlab.Options{Kind: r.kind, Sysctls: set}, Backlog: 16384,
+		OnStart: func(*report.Summary) { begun = time.Now() },
+		OnLoop:  func(report.Loop) { ends = append(ends, time.Since(begun)) },
 	})
 	if err != nil {
 		return err
 	}
-	for _, l := range r.summary.Loops {
-		one := classicLoop{Finished: l.Finished, Failed: l.Failed, Seconds: l.Seconds}
+	for i, l := range r.summary.Loops {
+		one := classicLoop{Finished: l.Finished, Failed: l.Failed, Seconds: l.Seconds, At: ends[i].Seconds()}
 		if l.TimeWaitNow != nil {
 			one.TimeWait = *l.TimeWaitNow
 		}
