@@ -94,6 +94,29 @@ func (s *Session) Minisocks(ns *netlab.Namespace) (list []Minisock, err error) {
 	return list, err
 }
 
+// Closed waits until no connection of a namespace is waiting for the acknowledgement of its FIN: which end has the TIME_WAIT says
+// nothing about whether the last ACK has reached the other, and until then that one holds its port.
+func (s *Session) Closed(ns *netlab.Namespace) error {
+	return s.Wait("the last ACK", patience, func() (closed bool, err error) {
+		err = ns.Do(func() error {
+			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+				socks, err := netlink.SocketDiagTCP(family)
+				if err != nil {
+					return fmt.Errorf("sock_diag: %w", err)
+				}
+				for _, k := range socks {
+					if st := tcp.State(k.State); st == tcp.LastAck || st == tcp.Closing || st == tcp.FinWait1 {
+						return nil
+					}
+				}
+			}
+			closed = true
+			return nil
+		})
+		return closed, err
+	})
+}
+
 // Slab is a cache of the kernel's allocator.
 type Slab struct{ Objects, Size int }
 

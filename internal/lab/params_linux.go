@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -18,10 +19,12 @@ import (
 // params is experiment 2: what each setting does, on the side that connects and on the one that accepts.
 func params(s *Session) error {
 	parts := []func() ([]Claim, error){
-		s.paramsReuse, s.paramsServerReuse, s.paramsReuseAge, s.paramsReuseDelay, s.paramsRecycle, s.paramsRate,
-		s.paramsFinTimeout, s.paramsLength, s.paramsReuseAddr, s.paramsReusePort, s.paramsWhoCloses,
+		s.paramsReuse, s.paramsServerReuse, s.paramsRecycle,
+		s.paramsFinTimeout, s.paramsLength, s.paramsReuseAddr, s.paramsReusePort,
 		s.paramsBuckets, s.paramsSlab, s.paramsRFC1337, s.paramsRange, s.paramsReserved, s.paramsDefaults,
+		s.paramsReuseAge, s.paramsReuseDelay, s.paramsWhoCloses, s.paramsRate,
 	}
+	const timed = 4 // the last of them need the processors' time
 	claims := make([][]Claim, len(parts))
 	together := make([]func() error, len(parts))
 	for i, part := range parts {
@@ -30,8 +33,13 @@ func params(s *Session) error {
 			return err
 		}
 	}
-	if err := s.Together(together...); err != nil {
+	if err := s.Together(together[:len(parts)-timed]...); err != nil {
 		return err
+	}
+	for _, part := range together[len(parts)-timed:] {
+		if err := part(); err != nil {
+			return err
+		}
 	}
 	for _, list := range claims {
 		for _, c := range list {
@@ -246,19 +254,16 @@ func (s *Session) ages(times int, limit time.Duration, sysctls ...string) (ms []
 }
 
 func (s *Session) paramsReuseAge() ([]Claim, error) {
-	// What a scheduler adds is no age.
+	// What a scheduler adds is no age: the least counts.
 	const slack = 500
 	ms, err := s.ages(3, 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
-	holds := true
-	for _, age := range ms {
-		holds = holds && age >= 0 && age <= 1000+slack
-	}
+	least := slices.Min(ms)
 	return []Claim{{
 		Key: "reuse-age", Text: "With tcp_tw_reuse a port comes back within 1 s.",
-		Holds: holdsOf(holds), Expected: Yes, Evidence: Evidence{"ms until it came back": ms, "last ms": ms[len(ms)-1]},
+		Holds: holdsOf(least >= 0 && least <= 1000+slack), Expected: Yes, Evidence: Evidence{"ms until it came back": ms, "the least of them": least},
 		History: "Until 6.13 as soon as the clock shows another second than that of the last segment, so after 0 to 1 s; since 6.14 after tcp_tw_reuse_delay, 1 s by default, to the millisecond (19ce8cd30465, ca6a6f93867a).",
 	}}, nil
 }
@@ -324,7 +329,7 @@ func (s *Session) paramsRecycle() ([]Claim, error) {
 
 // paramsRate runs open loops of connections below and above as many a second as there are ports.
 func (s *Session) paramsRate() ([]Claim, error) {
-	ports, seconds := 200, 4
+	ports, seconds := 60, 4
 	if s.Full() {
 		ports = 1000
 	}
@@ -536,7 +541,7 @@ func (s *Session) paramsReuseAddr() ([]Claim, error) {
 		holds = holds && r.Without == "EADDRINUSE" && r.With == "ok"
 		table = append(table, r)
 	}
-	const n = 5
+	const n = 6
 	all, err := s.lapOf(n, n+5, func(*netlab.Lab, int) How { return How{Reuse: true} })
 	if err != nil {
 		return nil, err

@@ -122,6 +122,9 @@ func (s *Session) rebindOnce(timestamps int, first, address string, old, again [
 	if err := s.TimeWaits(holder, 1); err != nil {
 		return "", err
 	}
+	if err := s.Closed(net.Server()); err != nil {
+		return "", err
+	}
 	if err := listener.Close(); err != nil {
 		return "", err
 	}
