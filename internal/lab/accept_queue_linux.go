@@ -15,21 +15,30 @@ import (
 
 // acceptQueue is experiment 3: clients hold connections to a server that is slow to accept.
 func acceptQueue(s *Session) error {
-	defer moreProcs(8 * 20)()
+	defer moreProcs(40)()
 	var e queueFindings
-	if err := s.Together(
-		func() error { return e.hold(s) },
-		func() error { return e.stopClients(s) },
-		func() error { return e.mechanics(s) },
-		func() (err error) { e.ways, err = s.finWays(); return err },
-		func() (err error) { e.thousand, err = s.finRuns(); return err },
-	); err != nil {
-		return err
+	took := make(map[string]float64)
+	// One after the other: a storm delays single segments, and a trace makes every segment dearer.
+	for _, phase := range []struct {
+		name  string
+		parts []func() error
+	}{
+		{"single connections", []func() error{
+			func() error { return e.mechanics(s) },
+			func() (err error) { e.ways, err = s.finWays(); return err },
+			func() (err error) { e.thousand, err = s.finRuns(); return err },
+		}},
+		{"held by threads", []func() error{func() error { return e.hold(s) }}},
+		{"held by processes", []func() error{func() error { return e.stopClients(s) }}},
+		{"traced", []func() error{func() error { return e.storms(s) }}},
+	} {
+		begun := time.Now()
+		if err := s.Together(phase.parts...); err != nil {
+			return fmt.Errorf("%s: %w", phase.name, err)
+		}
+		took[phase.name] = time.Since(begun).Seconds()
 	}
-	// Traced, and so after the others, whose every segment it would pay for.
-	if err := e.storms(s); err != nil {
-		return err
-	}
+	s.Note("seconds", took)
 	e.settle(s)
 	return nil
 }
@@ -883,9 +892,9 @@ func (e *queueFindings) mechanics(s *Session) error {
 	return err
 }
 
-// hold runs the experiment itself, scaled by ten: threads × connections as the original had them.
+// hold runs the experiment itself: threads × connections as the original had them, or a twentieth of all that.
 func (e *queueFindings) hold(s *Session) error {
-	by := 10
+	by := 20
 	if s.Full() {
 		by = 1
 	}
@@ -894,21 +903,21 @@ func (e *queueFindings) hold(s *Session) error {
 		holding
 	}
 	list := []variant{
-		{"20 threads", holding{threads: 20, connections: 20_000 / by}},
-		{"no cookies", holding{threads: 20, connections: 20_000 / by, sysctls: []string{"tcp_syncookies=0"}}},
-		{"abort_on_overflow", holding{threads: 20, connections: 20_000 / by, sysctls: []string{"tcp_abort_on_overflow=1"}}},
-		{"large backlog", holding{threads: 20, connections: 20_000 / by, backlog: loadgen.DefaultBacklog, sysctls: []string{"net.core.somaxconn=4096"}}},
-		{"200 connections", holding{threads: 20, connections: 200, backlog: 20}},
-		{"more than ports", holding{threads: 100, connections: 50_000 / by}},
+		{"20 threads", holding{threads: max(2, 20/by), connections: 20_000 / by}},
+		{"no cookies", holding{threads: max(2, 20/by), connections: 20_000 / by, sysctls: []string{"tcp_syncookies=0"}}},
+		{"abort_on_overflow", holding{threads: max(2, 20/by), connections: 20_000 / by, sysctls: []string{"tcp_abort_on_overflow=1"}}},
+		{"large backlog", holding{threads: max(2, 20/by), connections: 20_000 / by, backlog: loadgen.DefaultBacklog, sysctls: []string{"net.core.somaxconn=4096"}}},
+		{"200 connections", holding{threads: max(2, 20/by), connections: 200, backlog: 20}},
+		{"more than ports", holding{threads: 100 / by, connections: 50_000 / by}},
 	}
 	e.held = make(map[string]*held)
 	found := make([]*held, len(list))
 	var parts []func() error
 	for i, v := range list {
 		h := v.holding
-		h.ports = (28_232 + by - 1) / by
+		h.ports = 28_232 / by &^ 1 // of an odd number connect() uses one less
 		if h.backlog == 0 {
-			h.backlog = 128
+			h.backlog = 64
 		}
 		if h.backlog == loadgen.DefaultBacklog && s.Full() {
 			h.backlog, h.sysctls = 28_232, []string{"net.core.somaxconn=65535", "tcp_max_syn_backlog=65535"}

@@ -161,7 +161,7 @@ func (p *heldPairs) interrupted() error {
 			return err
 		}
 		if err := unix.Connect(k.FD, sockaddr(p.to)); !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("connect: %w, want EINPROGRESS", err)
+			return fmt.Errorf("connect: %s, want EINPROGRESS", Errno(err))
 		}
 		if err := k.Drop(nil); err != nil {
 			return err
@@ -181,7 +181,7 @@ func (p *heldPairs) exhausted() error {
 			return err
 		}
 		if err := k.Connect(p.to, patience); !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("connect: %w, want EADDRNOTAVAIL", err)
+			return fmt.Errorf("connect: %s, want EADDRNOTAVAIL", Errno(err))
 		}
 		if err := k.Close(); err != nil {
 			return err
@@ -279,7 +279,8 @@ func (s *Session) finRuns() ([]finRun, error) {
 				return nil, err
 			}
 			if err := k.Connect(q.to, patience); !errors.Is(err, unix.EADDRNOTAVAIL) {
-				return nil, fmt.Errorf("connect: %w, want EADDRNOTAVAIL", err)
+				n, _ := inState(q.net.Client(), tcp.Established)
+				return nil, fmt.Errorf("connect: %s where %d of %d ports are taken, want EADDRNOTAVAIL", Errno(err), n, threads*held)
 			}
 			r.Failed++
 			if err := k.Close(); err != nil {

@@ -41,9 +41,9 @@ const tryAgain = 2
 func (e *queueFindings) storms(s *Session) error {
 	for _, t := range []tracedStorm{
 		{Backlog: 16, Cookies: 1, Abort: 0, Processes: 1},
+		{Backlog: 16, Cookies: 1, Abort: 1, Processes: 2},
 		{Backlog: 16, Cookies: 0, Abort: 0, Processes: 2},
 		{Backlog: 16, Cookies: 0, Abort: 1, Processes: 1},
-		{Backlog: 16, Cookies: 1, Abort: 1, Processes: 2},
 		{Backlog: 4096, Cookies: 1, Abort: 0, Processes: 2},
 	} {
 		for {
@@ -65,11 +65,11 @@ func (t *tracedStorm) run(s *Session) error {
 	if err != nil {
 		return err
 	}
-	const connections = 400
+	const connections = 200
 	o := run.Options{Net: netlab.Options{Kind: netlab.Pair, Sysctls: set}, Clients: t.Processes, Backlog: t.Backlog}
 	o.Plan = loadgen.NewPlan(o.Target)
 	o.Plan.Loops, o.Plan.Connections, o.Plan.Bytes, o.Plan.ServerFirst = 1, connections/t.Processes, 0, 256
-	o.Plan.Timeout = 4 * time.Second
+	o.Plan.Timeout = 3 * time.Second
 	o.AcceptEvery, o.AcceptDelay = connections/20, 100*time.Millisecond
 	sum, err := s.Storm(o)
 	if err != nil {

@@ -44,11 +44,11 @@ func (e *queueFindings) stopClients(s *Session) (err error) {
 }
 
 func (s *Session) stopClients(n int, signals []unix.Signal) (*stoppedClients, error) {
-	ports := 2824
+	ports := 28_232 / 20 &^ 1
 	if s.Full() {
 		ports = 28_232
 	}
-	h := holding{connections: 1 << 20, ports: ports, backlog: 128, every: ports / 40, delay: 100 * time.Millisecond}
+	h := holding{connections: 1 << 20, ports: ports, backlog: 64, every: ports / 40, delay: 100 * time.Millisecond}
 	l, err := s.Network(netlab.Pair, fmt.Sprintf("ip_local_port_range=%d %d", portLow, portLow+ports-1))
 	if err != nil {
 		return nil, err
