@@ -408,7 +408,7 @@ func (j *Joiner) event(ev *tcp.Event) {
 			if ev.Kind == tcp.KindConnectFailed {
 				c.refused(ev)
 			}
-		case ev.Kind == tcp.KindRstSent, ev.Kind == tcp.KindSynAckRetransmit:
+		case explains(ev):
 			j.peers.add(ev)
 		}
 	}
