@@ -132,6 +132,13 @@ func (p *peers) of(tuple tcp.FourTuple, from int64) []PeerStep {
 	return steps
 }
 
+// addPeer keeps an event of an end that connections were made to.
+func (j *Joiner) addPeer(ev *tcp.Event) {
+	if j.dests[ev.Tuple.Local] != 0 {
+		j.peers.add(ev)
+	}
+}
+
 // peerState takes a state change of a socket that is no active open.
 func (j *Joiner) peerState(ev *tcp.Event) {
 	switch {
@@ -149,7 +156,7 @@ func (j *Joiner) peerState(ev *tcp.Event) {
 			j.peers.add(ev)
 		}
 	case explains(ev):
-		j.peers.add(ev)
+		j.addPeer(ev)
 	}
 }
 
