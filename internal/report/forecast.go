@@ -102,10 +102,9 @@ func (t *Text) forecast(s *Summary) {
 	if f.Revised != nil {
 		text += "; " + f.Revised.text(0, 0)
 	}
-	switch {
-	case f.ObservedSeconds == nil:
+	if f.ObservedSeconds == nil {
 		text += "; none failed"
-	default:
+	} else {
 		text += fmt.Sprintf("; it failed at %.2f s", *f.ObservedSeconds)
 	}
 	t.item("FORECAST", "%s", text)

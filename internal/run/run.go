@@ -419,6 +419,10 @@ func (r *session) coverage() tcp.Coverage {
 			c[fact] = grade
 		}
 		c[tcp.FactCause] = tcp.Exact
+		// What is bound is listed once, as the run begins; in namespaces of its own that is all there can be.
+		if c[tcp.FactCensus] = tcp.Exact; r.opts.Net.Kind == netlab.Host {
+			c[tcp.FactCensus] = tcp.Inferred
+		}
 		// The census of the ports of a run says how many were in TIME_WAIT and how many
 		// open, and the run's settings what that meant for a connect().
 		if c[tcp.FactRefusals] == tcp.NotObservable {
@@ -428,7 +432,7 @@ func (r *session) coverage() tcp.Coverage {
 		for _, fact := range []tcp.Fact{
 			tcp.FactState, tcp.FactRstSent, tcp.FactRstReason, tcp.FactRstReceived, tcp.FactTWEnter,
 			tcp.FactTWEnd, tcp.FactTWCause, tcp.FactTWConvert, tcp.FactTWOverflow, tcp.FactConnectFail,
-			tcp.FactRetransmit, tcp.FactOwner,
+			tcp.FactRetransmit, tcp.FactOwner, tcp.FactCensus,
 		} {
 			c[fact] = tcp.NotObservable
 		}

@@ -336,7 +336,7 @@ func (a *assembly) story(sub *subject) *Story {
 	}
 	from, to := s.span()
 	s.Lost = a.src.lostDuring(from, to)
-	s.Outcome = outcome(s, a.src.traced)
+	s.Outcome = outcome(s, &a.src.env)
 	s.Missing = a.src.gaps(s)
 	return s
 }

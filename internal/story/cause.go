@@ -22,17 +22,10 @@ func (c Cause) String() string {
 	return c.Kernel.String()
 }
 
-// verdicts are those that a failure can have, in the order of help.
-var verdicts = []verdict.Cause{
-	verdict.PortExhausted, verdict.TupleBusy, verdict.BindConflict, verdict.Refused, verdict.Reset, verdict.TimedOut,
-	verdict.Unreachable, verdict.FDLimit, verdict.NoMemory, verdict.Forbidden, verdict.ClosedEarly, verdict.SelfConnect,
-	verdict.Interrupted, verdict.Unexplained,
-}
-
 // ParseCause reads a cause by its name.
 func ParseCause(name string) (Cause, error) {
 	var c Cause
-	for _, v := range verdicts {
+	for _, v := range verdict.Causes {
 		if strings.EqualFold(string(v), name) {
 			c.Verdict = v
 		}
@@ -51,7 +44,7 @@ func ParseCause(name string) (Cause, error) {
 // CauseNames lists all causes.
 func CauseNames() []string {
 	var names []string
-	for _, v := range verdicts {
+	for _, v := range verdict.Causes {
 		names = append(names, string(v))
 	}
 	for k := tcp.Cause(1); int(k) < tcp.NumCauses; k++ {

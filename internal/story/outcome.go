@@ -35,20 +35,27 @@ const (
 
 // because has the words for causes; %s is where to.
 var because = map[verdict.Cause]string{
-	verdict.PortExhausted: "no source port was left for %s",
-	verdict.TupleBusy:     "the bound address and port were in use towards %s",
-	verdict.BindConflict:  "the address and port are another socket's",
-	verdict.Refused:       "an RST from %s answered the SYN",
-	verdict.Reset:         "an RST ended it",
-	verdict.TimedOut:      "%s did not answer",
-	verdict.Unreachable:   "no way to %s",
-	verdict.FDLimit:       "no file descriptor was left",
-	verdict.NoMemory:      "no memory was left",
-	verdict.Forbidden:     "a local policy refused it",
-	verdict.ClosedEarly:   "the peer closed before the whole reply had come",
-	verdict.SelfConnect:   "the socket was connected to itself",
-	verdict.Interrupted:   "the run was stopped while it was under way",
-	verdict.Unexplained:   "nothing that was seen explains it",
+	verdict.PortExhausted:    "no source port was left for %s",
+	verdict.TupleBusy:        "the bound address and port were in use towards %s",
+	verdict.BindConflict:     "the address and port are another socket's",
+	verdict.Refused:          "an RST from %s answered the SYN",
+	verdict.Reset:            "an RST ended it",
+	verdict.AbortedByLinger:  "%s closed with SO_LINGER {1,0}",
+	verdict.AcceptQueueFull:  "the accept queue of %s was full, and its SYN was dropped",
+	verdict.SynQueueFull:     "the SYN queue of %s was full, and its SYN was dropped",
+	verdict.SynUnanswered:    "%s did not answer its SYN",
+	verdict.NeverAccepted:    "%s never accepted it",
+	verdict.TimedOutTimeWait: "a TIME_WAIT of %s answered its SYN and was not to be ended",
+	verdict.Local:            "this end's kernel refused the call",
+	verdict.TimedOut:         "%s did not answer",
+	verdict.Unreachable:      "no way to %s",
+	verdict.FDLimit:          "no file descriptor was left",
+	verdict.NoMemory:         "no memory was left",
+	verdict.Forbidden:        "a local policy refused it",
+	verdict.ClosedEarly:      "the peer closed before the whole reply had come",
+	verdict.SelfConnect:      "the socket was connected to itself",
+	verdict.Interrupted:      "the run was stopped while it was under way",
+	verdict.Unexplained:      "nothing that was seen explains it",
 }
 
 // calls are what a program was doing in each phase.
@@ -61,9 +68,9 @@ func callOf(p tcp.Phase) string {
 	return p.String()
 }
 
-func outcome(s *Story, traced bool) Outcome {
+func outcome(s *Story, env *verdict.Env) Outcome {
 	if s.Attempt != nil {
-		return ofAttempt(s, traced)
+		return ofAttempt(s, env)
 	}
 	o := ofEvents(s)
 	if o.Cause != "" && o.Text == "" {
@@ -87,7 +94,7 @@ func (s *Story) sentence(c verdict.Cause) string {
 }
 
 // ofAttempt is what the program saw, with the verdict that its report has.
-func ofAttempt(s *Story, traced bool) Outcome {
+func ofAttempt(s *Story, env *verdict.Env) Outcome {
 	a := s.Attempt
 	if !a.Failed() {
 		text := fmt.Sprintf("finished in %s, connected after %s", span(a.Closed-a.Intended), span(a.Connected-a.Intended))
@@ -98,13 +105,17 @@ func ofAttempt(s *Story, traced bool) Outcome {
 		}
 		return Outcome{Result: Finished, Text: text}
 	}
-	var own []tcp.Event
+	var own, peer []tcp.Event
 	for i := range s.Events {
 		if e := &s.Events[i]; e.End == Client && !e.Stray {
 			own = append(own, e.Event)
+		} else {
+			peer = append(peer, e.Event)
 		}
 	}
-	v := verdict.Of(timeline.Of(a, own), traced)
+	t := timeline.Of(a, own)
+	t.Peer = timeline.PeerOf(peer)
+	v := verdict.In(t, env)
 	text := fmt.Sprintf("failed: %s %s after %s: %s, %s", callOf(a.Phase), a.Errno, span(a.Closed-a.Intended), v.Cause, s.sentence(v.Cause))
 	if v.Inferred {
 		text += " (by the error number alone)"

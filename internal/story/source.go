@@ -6,6 +6,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/recording"
 	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/verdict"
 )
 
 // source is a recording that is read for stories.
@@ -16,6 +17,7 @@ type source struct {
 	cond   *recording.Condition
 	losses []loss
 	traced bool // events were recorded, whether or not there are any
+	env    verdict.Env
 }
 
 // loss is a stretch of time in which events were lost, or were not run for.
@@ -36,6 +38,10 @@ var errEnough = errors.New("enough")
 func newSource(ctx context.Context, r *recording.Reader) (*source, error) {
 	h := r.Header()
 	s := &source{ctx: ctx, r: r, traced: h.HZ != 0}
+	s.env = verdict.Env{
+		Traced: s.traced, Reasons: h.Enums["rst_reason"],
+		RFC1337: h.Sysctls["net.ipv4.tcp_rfc1337"] == "1", AbortOnOverflow: h.Sysctls["net.ipv4.tcp_abort_on_overflow"] == "1",
+	}
 	s.wall.add(h.Clock.MonoNS, h.Clock.RealNS)
 	before, at := uint64(0), h.StartMonoNS
 	want := func(seg *recording.Segment) bool {

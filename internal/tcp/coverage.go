@@ -35,6 +35,7 @@ const (
 	FactBindOwner   Fact = "bind-holder"         // what holds the port that a bind() wanted
 	FactRefusals    Fact = "reuse-refusals"      // why a connect could not take a port, port by port
 	FactCause       Fact = "failure-cause"       // why an attempt failed
+	FactCensus      Fact = "port-census"         // who had which ports as a connect() found none
 )
 
 // Coverage is how well each fact can be seen in a trace.

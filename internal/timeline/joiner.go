@@ -91,6 +91,7 @@ type Joiner struct {
 	tw    map[twKey]timeWait
 	paths map[path]*pathState
 	peers peers
+	dests map[netip.AddrPort]int // of the paths: nobody asks for other ends' events
 	// listeners are those that were seen to begin, by address and port.
 	listeners map[netip.AddrPort]Listener
 	// searching are the connect() calls that look for a port, as far as known.
@@ -160,6 +161,7 @@ func NewJoiner(opts Options) *Joiner {
 		opts:      opts,
 		open:      make(map[tcp.Cookie]*conn),
 		tw:        make(map[twKey]timeWait),
+		dests:     make(map[netip.AddrPort]int),
 		paths:     make(map[path]*pathState),
 		listeners: make(map[netip.AddrPort]Listener),
 		total:     make(map[tcp.NetNS]*Totals),
@@ -397,7 +399,7 @@ func (j *Joiner) event(ev *tcp.Event) {
 	case tcp.KindTWEnd:
 		j.twEnd(ev)
 	case tcp.KindListenDrop: // of the listener, whose cookie it has: no step of a connection
-		j.peers.add(ev)
+		j.addPeer(ev)
 	case tcp.KindTWConvert:
 		j.twConvert(ev)
 	default:
@@ -408,8 +410,8 @@ func (j *Joiner) event(ev *tcp.Event) {
 			if ev.Kind == tcp.KindConnectFailed {
 				c.refused(ev)
 			}
-		case ev.Kind == tcp.KindRstSent, ev.Kind == tcp.KindSynAckRetransmit:
-			j.peers.add(ev)
+		case explains(ev):
+			j.addPeer(ev)
 		}
 	}
 }

@@ -68,6 +68,7 @@ func (j *Joiner) enterPath(key path) *pathState {
 	if p == nil {
 		p = &pathState{key: key}
 		j.paths[key] = p
+		j.dests[key.dest]++
 	}
 	p.refs++
 	return p
@@ -77,6 +78,9 @@ func (j *Joiner) leavePath(p *pathState) {
 	if p.refs--; p.refs == 0 {
 		j.keepForecast(p)
 		delete(j.paths, p.key)
+		if j.dests[p.key.dest]--; j.dests[p.key.dest] == 0 {
+			delete(j.dests, p.key.dest)
+		}
 	}
 }
 

@@ -65,16 +65,40 @@ func (p *peers) add(ev *tcp.Event) {
 	if l, ok := p.last[tuple]; ok {
 		prev = l
 	}
-	p.steps[at] = peerStep{
-		PeerStep: PeerStep{
-			Step:  Step{Seq: ev.Seq, MonoNS: ev.MonoNS, Kind: ev.Kind, Old: ev.Old, New: ev.New, Flags: ev.Flags, Errno: ev.Errno},
-			Cause: ev.Cause, Substate: ev.Substate, Reason: ev.Reason, Cookie: ev.Cookie,
-		},
-		tuple: tuple, prev: prev,
-	}
+	p.steps[at] = peerStep{PeerStep: peerStepOf(ev), tuple: tuple, prev: prev}
 	p.last[tuple] = at
 	p.next = (p.next + 1) % maxPeerSteps
 	p.written++
+}
+
+func peerStepOf(ev *tcp.Event) PeerStep {
+	return PeerStep{
+		Step:  Step{Seq: ev.Seq, MonoNS: ev.MonoNS, Kind: ev.Kind, Old: ev.Old, New: ev.New, Flags: ev.Flags, Errno: ev.Errno},
+		Cause: ev.Cause, Substate: ev.Substate, Reason: ev.Reason, Cookie: ev.Cookie,
+	}
+}
+
+// PeerOf returns what explains a failure of the events of the other end, as a Joiner does.
+func PeerOf(events []tcp.Event) (steps []PeerStep) {
+	for i := range events {
+		ev := &events[i]
+		end := ev.Kind == tcp.KindState && ev.Old == tcp.SynRecv && ev.New == tcp.Established
+		if explains(ev) || end && len(steps) > 0 {
+			steps = append(steps, peerStepOf(ev))
+		}
+	}
+	return steps[max(0, len(steps)-maxOfPeer):]
+}
+
+// explains reports whether an event of a socket that is no active open is of the kinds of a PeerStep, whatever came before.
+func explains(ev *tcp.Event) bool {
+	switch ev.Kind {
+	case tcp.KindListenDrop, tcp.KindRstSent, tcp.KindSynAckRetransmit:
+		return true
+	case tcp.KindState:
+		return ev.New == tcp.Close && ev.Errno == 0 && (ev.Old == tcp.Established || ev.Old == tcp.CloseWait || ev.Old == tcp.SynRecv)
+	}
+	return false
 }
 
 // knows reports whether events of a connection's peer are kept; tuple is the peer's.
@@ -108,6 +132,13 @@ func (p *peers) of(tuple tcp.FourTuple, from int64) []PeerStep {
 	return steps
 }
 
+// addPeer keeps an event of an end that connections were made to.
+func (j *Joiner) addPeer(ev *tcp.Event) {
+	if j.dests[ev.Tuple.Local] != 0 {
+		j.peers.add(ev)
+	}
+}
+
 // peerState takes a state change of a socket that is no active open.
 func (j *Joiner) peerState(ev *tcp.Event) {
 	switch {
@@ -124,8 +155,8 @@ func (j *Joiner) peerState(ev *tcp.Event) {
 		if j.peers.knows(ev.Tuple) {
 			j.peers.add(ev)
 		}
-	case ev.New == tcp.Close && ev.Errno == 0 && (ev.Old == tcp.Established || ev.Old == tcp.CloseWait || ev.Old == tcp.SynRecv):
-		j.peers.add(ev)
+	case explains(ev):
+		j.addPeer(ev)
 	}
 }
 
