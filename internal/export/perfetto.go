@@ -177,7 +177,7 @@ func (p *tracks) end() {
 	if p.left > 0 {
 		text := fmt.Sprintf("%d events of sockets after the first %d", p.left, p.limit)
 		p.trackEvent(p.last, trackRecording, instant, "left out", annotate(nil, "left_out", text))
-		p.job.note("%s are left out: a trace of Perfetto is held in memory by what opens it", text)
+		p.note("%s are left out: a trace of Perfetto is held in memory by what opens it", text)
 	}
 }
 

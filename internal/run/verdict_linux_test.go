@@ -202,7 +202,7 @@ func TestResets(t *testing.T) {
 		detail   verdict.Detail
 	}{
 		"unread": {func(c *net.TCPConn) { waitUnread(c); c.Close() }, verdict.Reset, verdict.UnreadData},
-		"linger": {func(c *net.TCPConn) { waitUnread(c); readAll(c); c.SetLinger(0); c.Close() }, verdict.AbortedByLinger, ""},
+		"linger": {func(c *net.TCPConn) { waitUnread(c); readAll(c); _ = c.SetLinger(0); c.Close() }, verdict.AbortedByLinger, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var lc net.ListenConfig
