@@ -190,6 +190,12 @@ func (s *Session) classicStorm(r *classicRow) error {
 	if err != nil {
 		return err
 	}
+	if r.summary.Interrupted {
+		return s.ctx.Err()
+	}
+	if len(ends) != len(r.summary.Loops) {
+		return fmt.Errorf("%d loops were told of, and %d are in the summary", len(ends), len(r.summary.Loops))
+	}
 	for i, l := range r.summary.Loops {
 		one := classicLoop{Finished: l.Finished, Failed: l.Failed, Seconds: l.Seconds, At: ends[i].Seconds()}
 		if l.TimeWaitNow != nil {
@@ -200,9 +206,6 @@ func (s *Session) classicStorm(r *classicRow) error {
 	tw := &r.summary.TimeWait
 	r.Expired, r.Killed, r.Reused = tw.Expired, tw.KilledByRst, tw.ReusedByConnect
 	r.Errors = fmt.Sprint(r.summary.Totals.Errors)
-	if r.summary.Interrupted {
-		return s.ctx.Err()
-	}
 	return nil
 }
 
