@@ -94,6 +94,7 @@ type Joiner struct {
 	dests map[netip.AddrPort]int // of the paths: nobody asks for other ends' events
 	// listeners are those that were seen to begin, by address and port.
 	listeners map[netip.AddrPort]Listener
+	idle      []*search
 	// searching are the connect() calls that look for a port, as far as known.
 	searching []*conn
 	total     map[tcp.NetNS]*Totals
@@ -135,7 +136,7 @@ type conn struct {
 	path       *pathState // nil: it was not seen to begin
 	holder     int        // among the path's
 	cookie     tcp.Cookie
-	search     search
+	search     *search
 }
 
 // twKey names a TIME_WAIT. The cookie is not enough: a socket that was shut down,
@@ -319,9 +320,7 @@ func (j *Joiner) conn(cookie tcp.Cookie) *conn {
 	if n := len(j.free); n > 0 {
 		c = j.free[n-1]
 		j.free = j.free[:n-1]
-		*c = conn{search: search{
-			waiting: c.search.waiting[:0], freed: c.search.freed[:0], census: Census{Holdings: c.search.census.Holdings[:0]},
-		}}
+		*c = conn{}
 	} else {
 		c = new(conn)
 	}
@@ -336,7 +335,7 @@ const heldFor = int64(20e6)
 
 // complete hands a connection out once both of its sides have ended.
 func (j *Joiner) complete(c *conn) {
-	if !c.closed || !c.hasAttempt || c.search.unknown != 0 || c.held {
+	if !c.closed || !c.hasAttempt || c.waits() || c.held {
 		return
 	}
 	if c.Attempt.Failed() && c.Census == nil && c.FailedInKernel() == nil && c.closedAt > j.now-heldFor && !j.finished {
@@ -369,7 +368,7 @@ func (j *Joiner) release(until int64) {
 
 func (j *Joiner) drop(c *conn) {
 	delete(j.open, c.cookie)
-	if c.search.under {
+	if c.looks() {
 		c.gone = true
 		return // endSearch has the rest
 	}
@@ -377,7 +376,8 @@ func (j *Joiner) drop(c *conn) {
 		j.leavePath(c.path)
 		c.path = nil
 	}
-	if c.search.unknown == 0 { // else others still refer to it
+	if !c.waits() { // else others still refer to it
+		j.forgetSearch(c)
 		j.free = append(j.free, c)
 	}
 }
@@ -503,7 +503,7 @@ func (j *Joiner) state(ev *tcp.Event) {
 	}
 	c.Joined = true
 	c.step(ev)
-	if c.search.under && ev.New != tcp.SynSent {
+	if c.looks() && ev.New != tcp.SynSent {
 		failed := searchFailed(ev)
 		if failed {
 			j.census(c, ev)
@@ -531,7 +531,7 @@ func (j *Joiner) state(ev *tcp.Event) {
 
 // begin takes the event of a connect().
 func (j *Joiner) begin(c *conn, ev *tcp.Event) {
-	if c.search.under { // its end was lost
+	if c.looks() { // its end was lost
 		j.endSearch(c, false)
 	}
 	if c.path != nil { // it is connected once more

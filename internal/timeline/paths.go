@@ -153,7 +153,7 @@ func (p *pathState) oldest(alive map[twKey]timeWait) *queued {
 
 // census completes what is known of the ports for a search that found none.
 func (j *Joiner) census(c *conn, ev *tcp.Event) {
-	s := &c.search
+	s := c.search
 	s.census.At, s.census.OldestNS, s.census.LeftNS = ev.MonoNS, 0, 0
 	s.census.Refusals, s.census.Counted = tcp.Refusals{}, false
 	if q := c.path.oldest(j.tw); q != nil {

@@ -14,6 +14,8 @@ const maxSearching = 64
 // search is what is known of a connect() that looks for a port. Which one it finds its
 // events do not say before the handshake is done; that it found none, as it fails. What
 // others find meanwhile it sees taken.
+//
+// A connection has one only while it looks, or has failed to find any: many connections are open at once, and few look.
 type search struct {
 	under   bool     // way
 	begun   int64    // CLOCK_MONOTONIC ns
@@ -25,7 +27,14 @@ type search struct {
 
 // beginSearch is called as connect() begins to look for a port.
 func (j *Joiner) beginSearch(c *conn) {
-	s := &c.search
+	if c.search == nil {
+		if n := len(j.idle); n > 0 {
+			c.search, j.idle = j.idle[n-1], j.idle[:n-1]
+		} else {
+			c.search = new(search)
+		}
+	}
+	s := c.search
 	c.AtConnect = c.path.all
 	s.under, s.begun, s.unknown = true, j.now, 0
 	s.waiting, s.freed = s.waiting[:0], s.freed[:0]
@@ -60,6 +69,9 @@ func (j *Joiner) endSearch(c *conn, found bool) {
 		j.complete(other)
 	}
 	c.search.waiting = c.search.waiting[:0]
+	if found {
+		j.forgetSearch(c)
+	}
 	if c.gone {
 		if found {
 			c.counted = false
@@ -69,6 +81,18 @@ func (j *Joiner) endSearch(c *conn, found bool) {
 		c.path = nil
 	}
 }
+
+// forgetSearch is called when nobody refers to a search any more.
+func (j *Joiner) forgetSearch(c *conn) {
+	if c.search != nil {
+		j.idle = append(j.idle, c.search)
+		c.search = nil
+	}
+}
+
+// looks reports whether connect() looks for a port; waits, whether it found none, and it is not known yet what others found.
+func (c *conn) looks() bool { return c.search != nil && c.search.under }
+func (c *conn) waits() bool { return c.search != nil && c.search.unknown != 0 }
 
 // sees counts the port that another connect() found as taken, unless it was already as this
 // one began, and was given back only then.
