@@ -38,6 +38,7 @@ type held struct {
 	mu       sync.Mutex
 	attempts []tcp.Attempt
 	looked   int64 // CLOCK_MONOTONIC
+	progress loadgen.Progress
 
 	Ports     int            `json:"ports"`
 	Attempts  int            `json:"attempts"`
@@ -99,7 +100,7 @@ func (s *Session) hold(h holding) (_ *held, err error) {
 	}()
 	select {
 	case <-ready:
-		err = r.watch(s)
+		err = r.watch(s, int64(h.connections))
 		stop()
 		err = errors.Join(err, <-done)
 	case err = <-done:
@@ -137,6 +138,7 @@ func (r *held) plan(h holding) loadgen.Plan {
 	plan.Loops, plan.Connections, plan.Shards = 1, h.connections, h.threads
 	plan.Bytes, plan.Hold, plan.Timeout = 0, time.Hour, time.Hour
 	plan.Enter = r.net.Client().Enter
+	plan.Progress = &r.progress
 	plan.OnAttempts = func(list []loadgen.Attempt) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -150,7 +152,7 @@ func (r *held) plan(h holding) loadgen.Plan {
 const quiet = 2500 * time.Millisecond
 
 // watch waits until the server's count stands still, and looks.
-func (r *held) watch(s *Session) error {
+func (r *held) watch(s *Session, all int64) error {
 	begun, changed := time.Now(), time.Now()
 	last := uint64(0)
 	err := s.Wait("the end of accepting", 3*time.Minute, func() (bool, error) {
@@ -158,7 +160,7 @@ func (r *held) watch(s *Session) error {
 		if now != last {
 			last, changed = now, time.Now()
 		}
-		if time.Since(changed) < quiet {
+		if time.Since(changed) < quiet || r.progress.Now().All.Started < all {
 			return false, nil
 		}
 		// What the listener knows of comes in with the next repetition of its SYN+ACK.

@@ -66,7 +66,7 @@ func (s *Session) stopClients(n int, signals []unix.Signal) (*stoppedClients, er
 	}
 	s.Defer(group.Close)
 	plan := r.plan(h)
-	plan.Enter = nil // they were started there
+	plan.Enter, plan.Progress = nil, nil // they were started there, and are many
 	plan.Concurrency = ports
 	// All ports are taken in seconds, and from then on each connect() fails, until one comes back. It looks at every
 	// port first, which takes milliseconds at full size.
