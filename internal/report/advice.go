@@ -53,14 +53,21 @@ func setting(s *Summary, key string) string {
 	return "not known"
 }
 
-// need is how many ports of one source the attempts of this run, at its pace, keep from connect(): most is how many connections are
-// open at once, hold for how many seconds each port is kept after that.
+// need is how many ports of one source the attempts of this run keep from connect() at its pace, if each is away for hold seconds
+// after its close. The pace is that of the begin, where ports were not scarce yet.
 func need(s *Summary, hold float64) int {
-	attempts, seconds := float64(s.Totals.Attempts), s.Totals.Seconds
-	if seconds > hold && seconds > 0 {
-		attempts *= hold / seconds
-	}
 	sources := float64(max(1, s.Options.Sources))
+	pace := 0.0
+	if s.Totals.Seconds > 0 {
+		pace = float64(s.Totals.Attempts) / s.Totals.Seconds
+	}
+	if s.Forecast != nil {
+		pace = max(pace, s.Forecast.PerSecond*sources)
+	}
+	attempts := float64(s.Totals.Attempts)
+	if pace > 0 {
+		attempts = min(attempts, pace*hold)
+	}
 	return int(math.Ceil((attempts + float64(s.Totals.MostOpen)) / sources))
 }
 

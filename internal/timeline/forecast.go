@@ -91,8 +91,8 @@ func (j *Joiner) look(p *pathState, now int64) {
 	f.past[f.looks%len(f.past)] = int32(f.opens)
 	f.looks++
 	span := min(f.looks, len(f.past)) - 1
-	if span == 0 {
-		return
+	if span == 0 || f.past[(f.looks-2)%len(f.past)] == int32(f.opens) {
+		return // nobody connects
 	}
 	held := p.all.Open + p.newer(now-j.opts.Forecast.HoldNS)
 	if f.half == 0 && held >= j.opts.Forecast.Ports/2 {

@@ -175,6 +175,10 @@ func (j *Joiner) Events(events []tcp.Event) {
 	defer j.mu.Unlock()
 	for i := range events {
 		ev := &events[i]
+		// By events alone, not by Advance: from a recording it comes out the same.
+		if j.opts.Forecast.Ports != 0 && j.nextLook <= ev.MonoNS {
+			j.foretell(ev.MonoNS)
+		}
 		if ev.MonoNS > j.now {
 			j.pass(ev.MonoNS)
 		}
@@ -211,9 +215,6 @@ func (j *Joiner) pass(now int64) {
 		if j.opts.OnMark != nil {
 			j.opts.OnMark(m)
 		}
-	}
-	if j.opts.Forecast.Ports != 0 && j.nextLook <= now && !j.finished {
-		j.foretell(now)
 	}
 	j.now = now
 	j.giveUpSearches()
