@@ -163,7 +163,7 @@ func TestTraceRotation(t *testing.T) {
 		h, events, c := eventsOf(t, name)
 		next := ""
 		if i+1 < len(names) {
-			next = names[i+1]
+			next = filepath.Base(names[i+1])
 		}
 		if !c.Complete() || c.Footer.Next != next || !strings.HasSuffix(name, strconv.Itoa(h.Part)+".twt") {
 			t.Errorf("%s: part %d, next %q, condition %+v", name, h.Part, c.Footer.Next, c)

@@ -2,7 +2,10 @@ package export
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -171,7 +174,9 @@ func (p *tracks) begin() {
 
 // end closes what is open, and says what is not shown.
 func (p *tracks) end() {
-	for _, t := range p.sockets {
+	waiting := slices.Collect(maps.Values(p.sockets))
+	slices.SortFunc(waiting, func(a, b *track) int { return cmp.Compare(a.syn.Seq, b.syn.Seq) })
+	for _, t := range waiting {
 		p.opened(t, &t.syn)
 	}
 	if p.left > 0 {
