@@ -11,7 +11,7 @@ func TestJobsFor(t *testing.T) {
 		s      selection
 		want   string
 	}{
-		{Kernel{}, selection{}, "twtrace run, tracer, internal/netlab, internal/clients, internal/run, internal/watch, cmd/twtrace, loadgen, internal/clock"},
+		{Kernel{}, selection{}, "twtrace run, tracer, internal/netlab, internal/clients, internal/run, internal/watch, internal/fault, internal/lab, cmd/twtrace, loadgen, internal/clock"},
 		{Kernel{}, selection{packages: []string{"loadgen", "tracer"}}, "tracer, loadgen"},
 		{Kernel{Refused: true}, selection{}, "twtrace run"},
 	} {

@@ -48,6 +48,8 @@ internal/netlab    -         ok 1, skip 1, 1s
 internal/clients   -         -
 internal/run       -         -
 internal/watch     -         -
+internal/fault     -         -
+internal/lab       -         -
 cmd/twtrace        -         -
 loadgen            -         -
 internal/clock     -         -
