@@ -17,7 +17,7 @@ var Catalogue = []Entry{
 	{
 		Name: "accept-queue", Question: "Why does connect() succeed and accept() never return the connection, and who sends which FIN and RST?",
 		Source:  "experiment 3: held connections against a slow acceptor",
-		Seconds: 40, FullSeconds: 90,
+		Seconds: 55, FullSeconds: 190,
 		run: acceptQueue,
 	},
 	{
