@@ -36,8 +36,8 @@ test-vm: ## the tests on other kernels, in virtual machines; KERNELS="6.1 6.12" 
 	TWTRACE_VM="$(KERNELS)" TWTRACE_VM_PACKAGES="$(PACKAGES)" TWTRACE_VM_RUN="$(RUN)" TWTRACE_VM_LIMIT="$(VMLIMIT)" \
 		$(GO) test -C internal/vmtest -run '^TestKernels$$' -count 1 -timeout 3h -parallel $(VMS) $(VMFLAGS)
 
-race: ## the same under the race detector
-	$(ASROOT) $(GO) test -p 1 -race ./...
+race: ## the same under the race detector, but for what takes a minute
+	$(ASROOT) $(GO) test -p 1 -race -short ./...
 
 lint: ## formatting, vet and the linters, the import rule among them
 	@test -z "$$($(GO) list -f '{{.Dir}}' ./... | xargs gofmt -l)" || { echo "run gofmt -w ."; exit 1; }

@@ -20,6 +20,9 @@ import (
 // alone does. What there has to be is counted from the events by the kernel's rules, without a Segmenter.
 func TestTsharkOfStorms(t *testing.T) {
 	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth, testenv.BPF, testenv.Tshark)
+	if testing.Short() {
+		t.Skip("twelve storms take longer than a test with -short may")
+	}
 	for name, set := range map[string]func(*run.Options){
 		"client closes": func(*run.Options) {},
 		"server closes": func(o *run.Options) { o.Plan.Close = loadgen.ServerCloses },

@@ -14,7 +14,15 @@ func TestEntries(t *testing.T) {
 			if e.Seconds >= 30 {
 				t.Parallel()
 			}
+			if testing.Short() && e.Seconds >= 10 {
+				t.Skip("it takes longer than a test with -short may")
+			}
 			a := Run(t.Context(), []Entry{e}, Options{Version: "test"})[0]
+			if again := a.Unexpected(); a.Error != "" || len(again) > 0 {
+				// Others may have had the machine while something was timed: what is not as expected is so twice.
+				t.Logf("once more: error %q, unexpected %d: %+v", a.Error, len(again), again)
+				a = Run(t.Context(), []Entry{e}, Options{Version: "test"})[0]
+			}
 			if a.Error != "" {
 				t.Fatal(a.Error)
 			}
