@@ -244,8 +244,8 @@ type Segments struct {
 }
 
 // Retransmits counts segments that were sent again, all namespaces together. Each
-// SYN of them is a connect() that stalled: by one second at the first, then two,
-// then four more.
+// SYN of them is a connect() that stalled: by one second at the first, then two, then
+// four more; since Linux 6.5 by one at each of the first tcp_syn_linear_timeouts.
 type Retransmits struct {
 	Syn    int `json:"syn"`
 	SynAck int `json:"syn_ack"` // by listeners
