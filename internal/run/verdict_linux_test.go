@@ -92,7 +92,8 @@ func TestCensusBound(t *testing.T) {
 	if c == nil || !c.Sums || c.Ports != 100 || c.Bound < 1 || !slices.ContainsFunc(c.BoundBy, bound) {
 		t.Fatalf("port %d is bound by %d; census %+v", port, os.Getpid(), c)
 	}
-	if w := c.TimeWait; w.TooYoung != c.Ports-c.Bound-c.Open-c.Reserved || *c.NextSeconds > 1 {
+	// On a slow machine the last to close may wait for the peer's FIN still.
+	if w := c.TimeWait; w.TooYoung+w.FinWait2 != c.Ports-c.Bound-c.Open-c.Reserved || *c.NextSeconds > 1 {
 		t.Errorf("%+v, and the next port in %g s", *c, *c.NextSeconds)
 	}
 }

@@ -35,7 +35,7 @@ var packages = []struct {
 	{dir: "tracer", limit: 20 * time.Minute, detail: `^Test(Oracle$|(Scenarios|Purge|Stress)/)`},
 	{dir: "internal/netlab", limit: 6 * time.Minute},
 	{dir: "internal/clients", limit: 6 * time.Minute},
-	{dir: "internal/run", limit: 12 * time.Minute},
+	{dir: "internal/run", limit: 20 * time.Minute},
 	{dir: "internal/watch", limit: 6 * time.Minute},
 	{dir: "internal/fault", limit: 3 * time.Minute},
 	{dir: "internal/lab", limit: 20 * time.Minute},
