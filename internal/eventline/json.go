@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -44,8 +43,8 @@ type document struct {
 	NetNS    tcp.NetNS  `json:"netns"`
 	PID      *uint32    `json:"pid"`
 	Comm     *string    `json:"comm"`
-	Local    endpoint   `json:"local"`
-	Peer     endpoint   `json:"peer"`
+	Local    Endpoint   `json:"local"`
+	Peer     Endpoint   `json:"peer"`
 	OldState *string    `json:"old_state"`
 	NewState *string    `json:"new_state"`
 	Cause    *string    `json:"cause"`
@@ -64,7 +63,8 @@ type document struct {
 	Container string            `json:"container,omitempty"`
 }
 
-type endpoint struct {
+// Endpoint is an end of a connection in lines of JSON; an address is null where there is none.
+type Endpoint struct {
 	Addr *string `json:"addr"`
 	Port uint16  `json:"port"`
 }
@@ -79,8 +79,8 @@ type holding struct {
 	Comm   *string    `json:"comm"`
 }
 
-// nanoseconds is time.RFC3339Nano with all nine digits, so that lines sort.
-const nanoseconds = "2006-01-02T15:04:05.000000000Z07:00"
+// Nanoseconds is time.RFC3339Nano with all nine digits, so that lines sort.
+const Nanoseconds = "2006-01-02T15:04:05.000000000Z07:00"
 
 // flagNames are the flags that say something about the connection or the event.
 var flagNames = [...]struct {
@@ -105,11 +105,11 @@ func (j *JSON) Line(l *Line) {
 	}
 	ev, owner := l.Event, &l.Past.Owner
 	d := document{
-		Schema: Schema, Seq: ev.Seq, Time: l.Wall.UTC().Format(nanoseconds), MonoNS: ev.MonoNS,
+		Schema: Schema, Seq: ev.Seq, Time: l.Wall.UTC().Format(Nanoseconds), MonoNS: ev.MonoNS,
 		Kind: ev.Kind.String(), Cookie: ev.Cookie, NetNS: ev.NetNS,
-		Local: end(ev.Tuple.Local), Peer: end(ev.Tuple.Peer),
-		Comm: word(owner.Comm.String()), OldState: state(ev.Old), NewState: state(ev.New),
-		Cause: word(ev.Cause.String()), Reason: word(j.opts.reason(ev)), Errno: word(ev.Errno.String()),
+		Local: EndpointOf(ev.Tuple.Local), Peer: EndpointOf(ev.Tuple.Peer),
+		Comm: Word(owner.Comm.String()), OldState: StateWord(ev.Old), NewState: StateWord(ev.New),
+		Cause: Word(ev.Cause.String()), Reason: Word(j.opts.reason(ev)), Errno: Word(ev.Errno.String()),
 		CgroupID: owner.Cgroup,
 	}
 	if owner.PID != 0 {
@@ -118,7 +118,7 @@ func (j *JSON) Line(l *Line) {
 	if ns := l.Past.InState; ns >= 0 {
 		d.InState = millis(time.Duration(ns))
 	}
-	if s := state(ev.Substate); s != nil {
+	if s := StateWord(ev.Substate); s != nil {
 		d.Substate = *s
 	}
 	if left, ok := j.opts.timeLeft(ev); ok {
@@ -140,7 +140,7 @@ func (j *JSON) Line(l *Line) {
 	}
 	if j.opts.Cgroup != nil && owner.Cgroup != 0 {
 		path, container := j.opts.Cgroup(owner.Cgroup)
-		d.Cgroup, d.Container = printable(path), printable(container)
+		d.Cgroup, d.Container = tcp.Printable(path), tcp.Printable(container)
 	}
 	j.err = j.enc.Encode(&d)
 }
@@ -161,9 +161,9 @@ func (j *JSON) Flush() error {
 
 func holdingOf(l *Line) *holding {
 	h, owner := &l.Event.Holder, &l.Past.Holder
-	out := &holding{State: h.State.JSON(), Cookie: h.Cookie, Comm: word(owner.Comm.String())}
+	out := &holding{State: h.State.JSON(), Cookie: h.Cookie, Comm: Word(owner.Comm.String())}
 	if h.Addr.IsValid() {
-		out.Addr = word(h.Addr.String())
+		out.Addr = Word(h.Addr.String())
 	}
 	if owner.PID != 0 {
 		out.PID = &owner.PID
@@ -171,32 +171,27 @@ func holdingOf(l *Line) *holding {
 	return out
 }
 
-// printable is a name that somebody chose without what could upset a terminal.
-// JSON itself lets some of that pass (U+009B).
-func printable(s string) string {
-	quoted := strconv.Quote(s)
-	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
-}
-
-// word is null where there is none.
-func word(s string) *string {
+// Word is null where there is none.
+func Word(s string) *string {
 	if s == "" {
 		return nil
 	}
 	return &s
 }
 
-func state(s tcp.State) *string {
+// StateWord is null where there is no state.
+func StateWord(s tcp.State) *string {
 	if s == tcp.StateNone {
 		return nil
 	}
-	return word(s.JSON())
+	return Word(s.JSON())
 }
 
-func end(a netip.AddrPort) endpoint {
-	e := endpoint{Port: a.Port()}
+// EndpointOf is an address and port as lines of JSON have them.
+func EndpointOf(a netip.AddrPort) Endpoint {
+	e := Endpoint{Port: a.Port()}
 	if a.Addr().IsValid() {
-		e.Addr = word(a.Addr().String())
+		e.Addr = Word(a.Addr().String())
 	}
 	return e
 }

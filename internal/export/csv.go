@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/twtrace/twtrace/internal/eventline"
 )
 
 // textBlock is how many rows the formats without row groups hold.
@@ -68,7 +70,7 @@ func (c *column[R]) appendCell(b []byte, r *R) []byte {
 func (c *column[R]) appendNumber(b []byte, n uint64) []byte {
 	switch c.typ {
 	case moment:
-		return time.Unix(0, int64(n)).UTC().AppendFormat(b, nanoseconds)
+		return time.Unix(0, int64(n)).UTC().AppendFormat(b, eventline.Nanoseconds)
 	case truth:
 		return strconv.AppendBool(b, n != 0)
 	case signed64:

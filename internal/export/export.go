@@ -148,7 +148,7 @@ func (j *job) missing(format string, args ...any) {
 func (j *job) reasons() map[uint32]string {
 	names := make(map[uint32]string)
 	for n, name := range j.r.Header().Enums["rst_reason"] {
-		names[n] = printable(name)
+		names[n] = tcp.Printable(name)
 	}
 	return names
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/compress/zstd"
 
+	"github.com/twtrace/twtrace/internal/eventline"
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
@@ -62,14 +63,14 @@ func parquetOf[R any](j *job, t *table[R]) error {
 	cookie, time := parquet.Ascending("cookie"), parquet.Ascending(t.timeColumn)
 	options := []parquet.WriterOption{
 		parquet.Compression(&zstd.Codec{Level: zstd.SpeedFastest}),
-		parquet.CreatedBy("twtrace", printable(h.Twtrace), ""),
+		parquet.CreatedBy("twtrace", tcp.Printable(h.Twtrace), ""),
 		parquet.SortingWriterConfig(parquet.SortingColumns(cookie, time)),
 	}
 	for _, kv := range [][2]string{
 		{"schema", t.schema}, {"recording", h.Schema}, {"host", h.Host}, {"boot_id", h.BootID}, {"kernel", h.Kernel},
-		{"started", h.Started.UTC().Format(nanoseconds)},
+		{"started", h.Started.UTC().Format(eventline.Nanoseconds)},
 	} {
-		options = append(options, parquet.KeyValueMetadata("twtrace."+kv[0], printable(kv[1])))
+		options = append(options, parquet.KeyValueMetadata("twtrace."+kv[0], tcp.Printable(kv[1])))
 	}
 	w := parquet.NewWriter(j.w, append(options, parquetSchema(t))...)
 	p := &parquetGroup[R]{table: t, writers: w.ColumnWriters(), block: make([]R, 0, parquetBlock)}

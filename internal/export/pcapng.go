@@ -56,15 +56,15 @@ func (c *capture) open() error {
 	}
 	h := c.r.Header()
 	options := pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
-		Hardware: printable(h.Arch), OS: printable("Linux " + h.Kernel), Application: printable("twtrace " + h.Twtrace),
+		Hardware: tcp.Printable(h.Arch), OS: tcp.Printable("Linux " + h.Kernel), Application: tcp.Printable("twtrace " + h.Twtrace),
 		Comment: fmt.Sprintf("%s. From the recording of %s on %s, boot %s. Data is not recorded, and has no packets. "+
 			"A packet without data whose sequence number is one too low is a segment that was sent again, no SYN: what was in it is not known.",
-			synthesised, h.Started.UTC().Format("2006-01-02T15:04:05Z07:00"), printable(h.Host), printable(h.BootID)),
+			synthesised, h.Started.UTC().Format("2006-01-02T15:04:05Z07:00"), tcp.Printable(h.Host), tcp.Printable(h.BootID)),
 	}}
 	named := h.NetNS[:min(len(h.NetNS), maxInterfaces-1)]
 	first := device("any")
 	if len(named) > 0 {
-		first = device(printable(named[0].Name))
+		first = device(tcp.Printable(named[0].Name))
 		c.interfaces[named[0].Cookie] = 0
 	}
 	var err error
@@ -75,7 +75,7 @@ func (c *capture) open() error {
 		if _, ok := c.interfaces[ns.Cookie]; i == 0 || ok {
 			continue
 		}
-		if c.interfaces[ns.Cookie], err = c.out.AddInterface(device(printable(ns.Name))); err != nil {
+		if c.interfaces[ns.Cookie], err = c.out.AddInterface(device(tcp.Printable(ns.Name))); err != nil {
 			return err
 		}
 	}

@@ -159,15 +159,15 @@ func (p *tracks) begin() {
 	p.write(first)
 
 	p.uuid = numTracks
-	p.track(trackRecording, 0, "twtrace on "+printable(h.Host), "")
+	p.track(trackRecording, 0, "twtrace on "+tcp.Printable(h.Host), "")
 	p.track(trackTimeWait, trackRecording, "TIME_WAIT", "sockets")
 	p.track(trackPorts, trackRecording, "source ports in use", "ports")
 	p.track(trackOpen, trackRecording, "open connections", "connections")
 	p.track(trackLost, trackRecording, "events lost", "events")
 	notes := annotate(nil, "schema", "twtrace.perfetto/1")
-	notes = annotate(notes, "made_by", printable("twtrace "+h.Twtrace+", command "+h.Command))
-	notes = annotate(notes, "kernel", printable(h.Kernel))
-	notes = annotate(notes, "boot_id", printable(h.BootID))
+	notes = annotate(notes, "made_by", tcp.Printable("twtrace "+h.Twtrace+", command "+h.Command))
+	notes = annotate(notes, "kernel", tcp.Printable(h.Kernel))
+	notes = annotate(notes, "boot_id", tcp.Printable(h.BootID))
 	notes = annotate(notes, "limit", fmt.Sprintf("the first %d sockets", p.limit))
 	p.trackEvent(h.Clock.MonoNS, trackRecording, instant, "recording", notes)
 }
@@ -255,7 +255,7 @@ func (p *tracks) space(ns tcp.NetNS) uint64 {
 	name := strconv.FormatUint(uint64(ns), 10)
 	for _, known := range p.r.Header().NetNS {
 		if known.Cookie == ns {
-			name = printable(known.Name)
+			name = tcp.Printable(known.Name)
 		}
 	}
 	p.uuid++

@@ -177,7 +177,7 @@ func setsOf(names map[uint32]string, without uint8) *[256][]byte {
 		var in []string
 		for bit := uint32(1); bit < 256; bit <<= 1 {
 			if name := names[bit]; name != "" && uint32(set)&^uint32(without)&bit != 0 {
-				in = append(in, printable(name))
+				in = append(in, tcp.Printable(name))
 			}
 		}
 		sets[set] = []byte(strings.Join(in, "|"))
@@ -215,7 +215,7 @@ func yes(is bool) (uint64, bool) {
 
 // machine are the columns that are the same in all rows: so that rows of several recordings can be put together.
 func machine[R any](j *job) []column[R] {
-	host, boot := []byte(printable(j.r.Header().Host)), []byte(printable(j.r.Header().BootID))
+	host, boot := []byte(tcp.Printable(j.r.Header().Host)), []byte(tcp.Printable(j.r.Header().BootID))
 	return []column[R]{
 		{name: "host", typ: word, null: true, text: func(*R) []byte { return host }},
 		{name: "boot_id", typ: word, null: true, text: func(*R) []byte { return boot }},
@@ -226,7 +226,7 @@ func machine[R any](j *job) []column[R] {
 func namespaceNames(j *job) map[tcp.NetNS][]byte {
 	names := make(map[tcp.NetNS][]byte)
 	for _, ns := range j.r.Header().NetNS {
-		names[ns.Cookie] = []byte(printable(ns.Name))
+		names[ns.Cookie] = []byte(tcp.Printable(ns.Name))
 	}
 	return names
 }

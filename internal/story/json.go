@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
 	"time"
 
+	"github.com/twtrace/twtrace/internal/eventline"
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
@@ -30,21 +30,16 @@ func NewJSON(w io.Writer, opts Options) *JSON {
 // document is a line. Times are RFC 3339, and CLOCK_MONOTONIC ns, null where a moment was not seen;
 // milliseconds count from the story's begin.
 type document struct {
-	Schema       string           `json:"schema"`
-	Time         string           `json:"time"`
-	MonoNS       int64            `json:"mono_ns"`
-	Local        endpoint         `json:"local"` // the client's
-	Peer         endpoint         `json:"peer"`
-	Outcome      Outcome          `json:"outcome"`
-	Attempt      *attemptDocument `json:"attempt"`
-	Ends         []endDocument    `json:"ends"`
-	Events       []eventDocument  `json:"events"`
-	Completeness completeness     `json:"completeness"`
-}
-
-type endpoint struct {
-	Addr *string `json:"addr"`
-	Port uint16  `json:"port"`
+	Schema       string             `json:"schema"`
+	Time         string             `json:"time"`
+	MonoNS       int64              `json:"mono_ns"`
+	Local        eventline.Endpoint `json:"local"` // the client's
+	Peer         eventline.Endpoint `json:"peer"`
+	Outcome      Outcome            `json:"outcome"`
+	Attempt      *attemptDocument   `json:"attempt"`
+	Ends         []endDocument      `json:"ends"`
+	Events       []eventDocument    `json:"events"`
+	Completeness completeness       `json:"completeness"`
 }
 
 type attemptDocument struct {
@@ -65,29 +60,29 @@ type attemptDocument struct {
 }
 
 type endDocument struct {
-	End         string            `json:"end"` // client, server
-	Role        string            `json:"role"`
-	JoinedBy    string            `json:"joined_by"`
-	Cookie      tcp.Cookie        `json:"cookie"`
-	NetNS       tcp.NetNS         `json:"netns"`
-	NetNSName   string            `json:"netns_name,omitempty"`
-	PID         *uint32           `json:"pid"`
-	Comm        *string           `json:"comm"`
-	Local       endpoint          `json:"local"`
-	Peer        endpoint          `json:"peer"`
-	State       *string           `json:"state"`
-	Opened      *int64            `json:"opened_ns"`
-	Established *int64            `json:"established_ns"`
-	FinSent     *int64            `json:"fin_sent_ns"`
-	FinReceived *int64            `json:"fin_received_ns"`
-	Closed      *int64            `json:"closed_ns"`
-	RstSent     int               `json:"rst_sent"`
-	RstReceived int               `json:"rst_received"`
-	Retransmits int               `json:"retransmits"`
-	Errno       *string           `json:"errno"`
-	Cause       *string           `json:"cause"`
-	TimeWait    *timeWaitDocument `json:"time_wait"`
-	Successor   *tcp.Cookie       `json:"successor"`
+	End         string             `json:"end"` // client, server
+	Role        string             `json:"role"`
+	JoinedBy    string             `json:"joined_by"`
+	Cookie      tcp.Cookie         `json:"cookie"`
+	NetNS       tcp.NetNS          `json:"netns"`
+	NetNSName   string             `json:"netns_name,omitempty"`
+	PID         *uint32            `json:"pid"`
+	Comm        *string            `json:"comm"`
+	Local       eventline.Endpoint `json:"local"`
+	Peer        eventline.Endpoint `json:"peer"`
+	State       *string            `json:"state"`
+	Opened      *int64             `json:"opened_ns"`
+	Established *int64             `json:"established_ns"`
+	FinSent     *int64             `json:"fin_sent_ns"`
+	FinReceived *int64             `json:"fin_received_ns"`
+	Closed      *int64             `json:"closed_ns"`
+	RstSent     int                `json:"rst_sent"`
+	RstReceived int                `json:"rst_received"`
+	Retransmits int                `json:"retransmits"`
+	Errno       *string            `json:"errno"`
+	Cause       *string            `json:"cause"`
+	TimeWait    *timeWaitDocument  `json:"time_wait"`
+	Successor   *tcp.Cookie        `json:"successor"`
 }
 
 type timeWaitDocument struct {
@@ -134,15 +129,12 @@ type completeness struct {
 	Recording     []string `json:"recording"` // what the recording itself lacks
 }
 
-// nanoseconds is time.RFC3339Nano with all nine digits.
-const nanoseconds = "2006-01-02T15:04:05.000000000Z07:00"
-
 // Story writes one.
 func (j *JSON) Story(s *Story) error {
 	t := s.Tuple()
 	begin := s.Begin()
 	d := document{
-		Schema: Schema, Time: stamp(s.wall(begin)), MonoNS: begin, Local: end(t.Local), Peer: end(t.Peer), Outcome: s.Outcome,
+		Schema: Schema, Time: stamp(s.wall(begin)), MonoNS: begin, Local: eventline.EndpointOf(t.Local), Peer: eventline.EndpointOf(t.Peer), Outcome: s.Outcome,
 		Attempt: ofOneAttempt(s), Ends: []endDocument{}, Events: []eventDocument{},
 		Completeness: completeness{
 			Complete: len(s.Missing) == 0, Missing: s.Missing, LostEvents: s.Lost, OmittedEvents: s.Omitted, Recording: j.opts.Notes,
@@ -175,8 +167,8 @@ func (j *JSON) Story(s *Story) error {
 func (j *JSON) event(s *Story, e *Event, g *segments, begin, last int64) eventDocument {
 	d := eventDocument{
 		Seq: e.Seq, Time: stamp(s.wall(e.MonoNS)), MonoNS: e.MonoNS, MS: float64(e.MonoNS-begin) / 1e6, DeltaMS: float64(e.MonoNS-last) / 1e6,
-		End: endNames[e.End], JoinedBy: ByCookie, Kind: e.Kind.String(), OldState: state(e.Old), NewState: state(e.New),
-		Cause: word(e.Cause.String()), Errno: word(e.Errno.String()),
+		End: endNames[e.End], JoinedBy: ByCookie, Kind: e.Kind.String(), OldState: eventline.StateWord(e.Old), NewState: eventline.StateWord(e.New),
+		Cause: eventline.Word(e.Cause.String()), Errno: eventline.Word(e.Errno.String()),
 	}
 	switch {
 	case e.Stray:
@@ -185,7 +177,7 @@ func (j *JSON) event(s *Story, e *Event, g *segments, begin, last int64) eventDo
 		d.JoinedBy = Alone
 	}
 	if e.Kind == tcp.KindRstSent {
-		d.Reason = word(printable(j.opts.Reasons[e.Reason]))
+		d.Reason = eventline.Word(printable(j.opts.Reasons[e.Reason]))
 	}
 	if what, from := g.of(e); what != "" {
 		d.Segment = &segment{what, endNames[from]}
@@ -196,10 +188,10 @@ func (j *JSON) event(s *Story, e *Event, g *segments, begin, last int64) eventDo
 func (j *JSON) end(e *End, name string) endDocument {
 	d := endDocument{
 		End: name, Role: e.Role.String(), JoinedBy: e.JoinedBy, Cookie: e.Cookie, NetNS: e.NetNS, NetNSName: j.opts.netns[e.NetNS],
-		Comm: word(e.Owner.Comm.String()), Local: end(e.Tuple.Local), Peer: end(e.Tuple.Peer), State: state(e.State),
+		Comm: eventline.Word(e.Owner.Comm.String()), Local: eventline.EndpointOf(e.Tuple.Local), Peer: eventline.EndpointOf(e.Tuple.Peer), State: eventline.StateWord(e.State),
 		Opened: at(e.OpenedNS), Established: at(e.EstablishedNS), FinSent: at(e.FinSentNS), FinReceived: at(e.FinReceivedNS),
 		Closed: at(e.ClosedNS), RstSent: e.RstSent, RstReceived: e.RstReceived, Retransmits: e.Retransmits,
-		Errno: word(e.Errno.String()), Cause: word(e.Cause.String()), TimeWait: j.timeWait(e),
+		Errno: eventline.Word(e.Errno.String()), Cause: eventline.Word(e.Cause.String()), TimeWait: j.timeWait(e),
 	}
 	if e.Owner.PID != 0 {
 		d.PID = &e.Owner.PID
@@ -216,8 +208,8 @@ func (j *JSON) timeWait(e *End) *timeWaitDocument {
 		return nil
 	}
 	d := &timeWaitDocument{
-		Entered: at(w.EnteredNS), Converted: at(w.ConvertedNS), Ended: at(w.EndedNS), Substate: state(w.Substate),
-		Cause: word(w.Cause.String()), Overflowed: w.Overflowed,
+		Entered: at(w.EnteredNS), Converted: at(w.ConvertedNS), Ended: at(w.EndedNS), Substate: eventline.StateWord(w.Substate),
+		Cause: eventline.Word(w.Cause.String()), Overflowed: w.Overflowed,
 	}
 	if w.EnteredNS != 0 && w.EndedNS != 0 {
 		d.MS = millis(w.EndedNS - w.EnteredNS)
@@ -242,11 +234,11 @@ func ofOneAttempt(s *Story) *attemptDocument {
 		return nil
 	}
 	d := &attemptDocument{
-		Loop: a.Loop, Index: a.Index, Client: a.Client(), Phase: a.Phase.String(), Errno: word(a.Errno.String()),
+		Loop: a.Loop, Index: a.Index, Client: a.Client(), Phase: a.Phase.String(), Errno: eventline.Word(a.Errno.String()),
 		Due: at(a.Intended), Socket: at(a.Started), Connected: at(a.Connected), FirstByte: at(a.FirstByte), Closed: at(a.Closed),
 	}
 	if s.Ends[Client].Seen() {
-		d.JoinedBy = word(ByCookie)
+		d.JoinedBy = eventline.Word(ByCookie)
 	}
 	for _, f := range attemptFlags {
 		if a.Flags&f.flag != 0 {
@@ -262,7 +254,7 @@ func ofOneAttempt(s *Story) *attemptDocument {
 	return d
 }
 
-func stamp(t time.Time) string { return t.UTC().Format(nanoseconds) }
+func stamp(t time.Time) string { return t.UTC().Format(eventline.Nanoseconds) }
 
 // at is null where a moment was not seen.
 func at(ns int64) *int64 {
@@ -275,26 +267,4 @@ func at(ns int64) *int64 {
 func millis(ns int64) *float64 {
 	ms := float64(ns) / 1e6
 	return &ms
-}
-
-func word(s string) *string {
-	if s == "" {
-		return nil
-	}
-	return &s
-}
-
-func state(s tcp.State) *string {
-	if s == tcp.StateNone {
-		return nil
-	}
-	return word(s.JSON())
-}
-
-func end(a netip.AddrPort) endpoint {
-	e := endpoint{Port: a.Port()}
-	if a.Addr().IsValid() {
-		e.Addr = word(a.Addr().String())
-	}
-	return e
 }

@@ -163,11 +163,16 @@ type Owner struct {
 // may set to anything, filled up with zeros.
 type Comm [16]byte
 
-// String returns the name without what could upset a terminal: bytes that are not
-// printable come out as \xNN.
+// String returns the name as Printable does.
 func (c Comm) String() string {
 	raw, _, _ := bytes.Cut(c[:], []byte{0})
-	quoted := strconv.Quote(string(raw))
+	return Printable(string(raw))
+}
+
+// Printable is a text that somebody chose without what could upset a terminal: bytes that are not
+// printable come out as \xNN.
+func Printable(text string) string {
+	quoted := strconv.Quote(text)
 	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
