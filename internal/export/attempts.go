@@ -40,7 +40,7 @@ func attemptColumns(j *job) []column[attemptRow] {
 	}
 	return []column[attemptRow]{
 		{name: "cookie", typ: number64, num: func(a *attemptRow) (uint64, bool) { return always(a.Cookie) }},
-		{name: "time", typ: moment, num: func(a *attemptRow) (uint64, bool) { return always(j.clocks.wallNS(a.Started)) }},
+		{name: "time", typ: moment, num: func(a *attemptRow) (uint64, bool) { return always(j.clocks.WallNS(a.Started)) }},
 		{name: "started_ns", typ: signed64, num: func(a *attemptRow) (uint64, bool) { return always(a.Started) }},
 		at("intended_ns", func(a *attemptRow) int64 { return a.Intended }),
 		at("connected_ns", func(a *attemptRow) int64 { return a.Connected }),

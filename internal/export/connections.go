@@ -41,7 +41,7 @@ func newConnectionTable(j *job) *table[connectionRow] {
 	}
 	return &table[connectionRow]{
 		name: TableConnections, schema: "twtrace.connection/1", group: connectionsPerGroup,
-		columns:    slices.Concat(c.columns(&j.clocks), machine[connectionRow](j)),
+		columns:    slices.Concat(c.columns(j.clocks), machine[connectionRow](j)),
 		key:        func(r *connectionRow) (tcp.Cookie, int64) { return r.Cookie, r.FirstNS },
 		timeColumn: "first_ns",
 		read:       func(row func(*connectionRow) error) error { return readConnections(j, row) },
@@ -105,13 +105,13 @@ func (c *connectionTable) timer(r *connectionRow) (uint64, bool) {
 }
 
 // columns are in the order of a JSON line.
-func (c *connectionTable) columns(at *clocks) []column[connectionRow] {
+func (c *connectionTable) columns(at *recording.Clocks) []column[connectionRow] {
 	type row = connectionRow
 	local := func(r *row) netip.AddrPort { return r.Tuple.Local }
 	peer := func(r *row) netip.AddrPort { return r.Tuple.Peer }
 	return []column[row]{
 		{name: "cookie", typ: number64, num: func(r *row) (uint64, bool) { return always(r.Cookie) }},
-		{name: "time", typ: moment, num: func(r *row) (uint64, bool) { return always(at.wallNS(r.FirstNS)) }},
+		{name: "time", typ: moment, num: func(r *row) (uint64, bool) { return always(at.WallNS(r.FirstNS)) }},
 		{name: "first_ns", typ: signed64, num: func(r *row) (uint64, bool) { return always(r.FirstNS) }},
 		{name: "last_ns", typ: signed64, num: func(r *row) (uint64, bool) { return always(r.LastNS) }},
 		{name: "first_seq", typ: number64, num: func(r *row) (uint64, bool) { return always(r.FirstSeq) }},

@@ -70,7 +70,7 @@ func newEventTable(j *job) *table[eventRow] {
 	e.reset()
 	return &table[eventRow]{
 		name: TableEvents, schema: eventline.Schema, group: rowsPerGroup,
-		columns:    slices.Concat(e.columns(&j.clocks), machine[eventRow](j)),
+		columns:    slices.Concat(e.columns(j.clocks), machine[eventRow](j)),
 		key:        func(r *eventRow) (tcp.Cookie, int64) { return r.cookie, r.mono },
 		timeColumn: "t_ns",
 		rare:       func(r eventRow) bool { return r.extra != 0 },
@@ -154,12 +154,12 @@ func (e *eventTable) refused(name string, n func(*tcp.Refusals) uint16) column[e
 }
 
 // columns are in the order of a JSON line.
-func (e *eventTable) columns(c *clocks) []column[eventRow] {
+func (e *eventTable) columns(c *recording.Clocks) []column[eventRow] {
 	owner := func(r *eventRow) *tcp.Owner { return &e.owners.values[r.owner] }
 	extra := func(r *eventRow) *eventExtra { return &e.extras[r.extra] }
 	return []column[eventRow]{
 		{name: "seq", typ: number64, num: func(r *eventRow) (uint64, bool) { return always(r.seq) }},
-		{name: "time", typ: moment, num: func(r *eventRow) (uint64, bool) { return always(c.wallNS(r.mono)) }},
+		{name: "time", typ: moment, num: func(r *eventRow) (uint64, bool) { return always(c.WallNS(r.mono)) }},
 		{name: "t_ns", typ: signed64, num: func(r *eventRow) (uint64, bool) { return always(r.mono) }},
 		{name: "kind", typ: word, text: func(r *eventRow) []byte { return e.kinds[r.kind] }},
 		{name: "cookie", typ: number64, num: func(r *eventRow) (uint64, bool) { return always(r.cookie) }},

@@ -98,7 +98,7 @@ type job struct {
 	passes, passed int64
 	// condition is that of the last scan.
 	condition *recording.Condition
-	clocks    clocks
+	clocks    *recording.Clocks
 }
 
 // scan reads tables of the recording in the order in which they were written.
@@ -160,4 +160,18 @@ func (j *job) reasonWords() map[uint32][]byte {
 		words[n] = []byte(name)
 	}
 	return words
+}
+
+// readClocks reads the samples alone.
+func (j *job) readClocks() error {
+	j.clocks = recording.NewClocks(j.r.Header().Clock)
+	_, err := j.r.Scan(recording.Query{Tables: []recording.Table{recording.TableSamples}}, func(b *recording.Batch) error {
+		for i := range b.Samples {
+			if s := &b.Samples[i]; s.RealNS != 0 {
+				j.clocks.Add(s.MonoNS, s.RealNS)
+			}
+		}
+		return j.ctx.Err()
+	})
+	return err
 }

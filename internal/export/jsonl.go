@@ -14,7 +14,7 @@ func eventLines(j *job, _ *table[eventRow]) error {
 	lines := eventline.NewJSON(j.w, eventline.Options{HZ: j.r.Header().HZ, Reasons: j.reasons()})
 	owners := timeline.NewOwners(0)
 	err := j.events(func(ev *tcp.Event) error {
-		lines.Line(&eventline.Line{Event: ev, Past: owners.Event(ev), Wall: j.clocks.wall(ev.MonoNS)})
+		lines.Line(&eventline.Line{Event: ev, Past: owners.Event(ev), Wall: j.clocks.Wall(ev.MonoNS)})
 		return lines.Err()
 	})
 	if err != nil {

@@ -126,7 +126,7 @@ func (c *capture) write(s *timeline.Segment) error {
 	}
 	c.packet = appendPacket(c.packet[:0], s)
 	info := gopacket.CaptureInfo{
-		Timestamp: c.clocks.wall(s.MonoNS), CaptureLength: len(c.packet), Length: len(c.packet), InterfaceIndex: i,
+		Timestamp: c.clocks.Wall(s.MonoNS), CaptureLength: len(c.packet), Length: len(c.packet), InterfaceIndex: i,
 	}
 	return c.out.WritePacketWithOptions(info, c.packet, pcapgo.NgPacketOptions{Comments: []string{c.say(s)}})
 }

@@ -440,41 +440,6 @@ func harmless(t *testing.T, what string, text []byte) {
 	}
 }
 
-func TestClocks(t *testing.T) {
-	const second = int64(1e9)
-	c := clocks{close: jitter}
-	c.add(100*second, 1000*second)
-	c.add(101*second, 1001*second+5) // as long as a reading takes
-	c.add(102*second, 1002*second)
-	c.add(103*second, 4003*second) // somebody set the clock, after 102 and before 103
-	c.add(104*second, 4004*second)
-	for _, tt := range []struct{ mono, want int64 }{
-		{0, 900 * second}, // before the first
-		{100 * second, 1000 * second},
-		{101*second + 7, 1001*second + 7},
-		{102*second + second/2 - 1, 1002*second + second/2 - 1},
-		{102*second + second/2 + 1, 4002*second + second/2 + 1}, // nearer to the sample after
-		{103 * second, 4003 * second},
-		{999 * second, 4899 * second},
-	} {
-		if got := c.wallNS(tt.mono); got != tt.want {
-			t.Errorf("%d was at %d, want %d", tt.mono, got, tt.want)
-		}
-	}
-}
-
-// TestClocksBounded: whatever a recording says of its clocks, it does not take all memory.
-func TestClocksBounded(t *testing.T) {
-	c := clocks{close: jitter}
-	for i := range int64(3 * maxSpans) {
-		c.add(i, i*i*1_000_000*(i&1*2-1)) // from minus to plus, and beyond
-	}
-	if len(c.spans) > maxSpans {
-		t.Errorf("%d spans", len(c.spans))
-	}
-	c.wallNS(-1 << 63)
-}
-
 // TestWriteWrong: what Write refuses.
 func TestWriteWrong(t *testing.T) {
 	r := open(t, writeStorm(t, 3))

@@ -292,7 +292,7 @@ func (a *assembly) stories(subjects []*subject) []*Story {
 }
 
 func (a *assembly) story(sub *subject) *Story {
-	s := &Story{clock: &a.src.wall, byAttempt: sub.pick.known}
+	s := &Story{clock: a.src.wall, byAttempt: sub.pick.known}
 	if ev := sub.pick.alone; ev != nil {
 		s.Ends[Client] = End{JoinedBy: Alone, Connection: timeline.Connection{
 			NetNS: ev.NetNS, Tuple: ev.Tuple, Owner: ev.Owner, FirstSeq: ev.Seq, LastSeq: ev.Seq, Events: 1,

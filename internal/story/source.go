@@ -13,7 +13,7 @@ import (
 type source struct {
 	ctx    context.Context
 	r      *recording.Reader
-	wall   wallClock
+	wall   *recording.Clocks
 	cond   *recording.Condition
 	losses []loss
 	traced bool // events were recorded, whether or not there are any
@@ -42,7 +42,7 @@ func newSource(ctx context.Context, r *recording.Reader) (*source, error) {
 		Traced: s.traced, Reasons: h.Enums["rst_reason"],
 		RFC1337: h.Sysctls["net.ipv4.tcp_rfc1337"] == "1", AbortOnOverflow: h.Sysctls["net.ipv4.tcp_abort_on_overflow"] == "1",
 	}
-	s.wall.add(h.Clock.MonoNS, h.Clock.RealNS)
+	s.wall = recording.NewClocks(h.Clock)
 	before, at := uint64(0), h.StartMonoNS
 	want := func(seg *recording.Segment) bool {
 		if n := seg.Lost + seg.Skipped; n > before {
@@ -57,7 +57,7 @@ func newSource(ctx context.Context, r *recording.Reader) (*source, error) {
 	cond, err := r.Scan(recording.Query{Want: want}, func(b *recording.Batch) error {
 		for i := range b.Samples {
 			if sample := &b.Samples[i]; sample.RealNS != 0 {
-				s.wall.add(sample.MonoNS, sample.RealNS)
+				s.wall.Add(sample.MonoNS, sample.RealNS)
 			}
 		}
 		return nil

@@ -1,8 +1,6 @@
 package story
 
 import (
-	"time"
-
 	"github.com/twtrace/twtrace/internal/recording"
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
@@ -46,7 +44,7 @@ type Story struct {
 	// Lost is how many events were lost or skipped while it lasted, of any connection.
 	Lost uint64
 
-	clock     *wallClock
+	clock     *recording.Clocks
 	byAttempt bool    // it was found by its attempt
 	onlyLife  [2]bool // of the end's cookie
 }
@@ -113,35 +111,4 @@ type Result struct {
 	// Unfollowed: more fitted a part of the query than are followed; those that came first were looked at.
 	Unfollowed bool
 	Condition  *recording.Condition
-}
-
-// wallClock tells the time of day.
-type wallClock struct {
-	spans []clockSpan
-	last  int64
-}
-
-type clockSpan struct{ from, offset int64 }
-
-// maxSpans bounds what is remembered of a clock that is corrected all the time.
-const maxSpans = 1 << 16
-
-// add takes a sample of both clocks. They part when the time is set or corrected: the nearest sample counts.
-func (w *wallClock) add(monoNS, realNS int64) {
-	from, offset := monoNS/2+w.last/2, realNS-monoNS
-	w.last = monoNS
-	if n := len(w.spans); n > 0 {
-		if d := w.spans[n-1].offset - offset; n == maxSpans || d < 10_000 && d > -10_000 || from < w.spans[n-1].from {
-			return
-		}
-	}
-	w.spans = append(w.spans, clockSpan{from, offset})
-}
-
-func (w *wallClock) at(monoNS int64) time.Time {
-	i := len(w.spans) - 1
-	for i > 0 && w.spans[i].from > monoNS {
-		i--
-	}
-	return time.Unix(0, monoNS+w.spans[i].offset)
 }

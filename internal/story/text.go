@@ -422,4 +422,4 @@ func printable(text string) string {
 }
 
 // wall is the time of day of a moment of the story.
-func (s *Story) wall(monoNS int64) time.Time { return s.clock.at(monoNS) }
+func (s *Story) wall(monoNS int64) time.Time { return s.clock.Wall(monoNS) }
