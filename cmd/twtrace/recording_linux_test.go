@@ -119,18 +119,7 @@ func TestTraceRotation(t *testing.T) {
 	}
 	awaitFiles(t, filepath.Join(dir, "long-00001.twt"), 1)
 
-	var client net.Conn
-	err := w.ns.Do(func() (err error) {
-		client, err = net.Dial("tcp4", w.ln.Addr().String())
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := w.ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	client, server := w.dial(t)
 	// A rotation comes with the events that follow: others' connections make some.
 	for names := []string{}; len(names) < 3 || names[0] == filepath.Join(dir, "long-00001.twt"); {
 		w.connect(t, 1)

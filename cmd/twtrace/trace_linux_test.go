@@ -69,23 +69,28 @@ func newTraced(t *testing.T) *traced {
 
 func (w *traced) port() int { return w.ln.Addr().(*net.TCPAddr).Port }
 
+// dial opens a connection and returns its two ends.
+func (w *traced) dial(t *testing.T) (client, server net.Conn) {
+	t.Helper()
+	err := w.ns.Do(func() (err error) {
+		client, err = net.Dial("tcp4", w.ln.Addr().String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if server, err = w.ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return client, server
+}
+
 // connect opens and closes n connections one after the other; the client closes first, and so
 // gets the TIME_WAIT, which is there when connect returns.
 func (w *traced) connect(t *testing.T, n int) {
 	t.Helper()
 	for range n {
-		var client net.Conn
-		err := w.ns.Do(func() (err error) {
-			client, err = net.Dial("tcp4", w.ln.Addr().String())
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		server, err := w.ln.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		client, server := w.dial(t)
 		if err := client.(*net.TCPConn).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}

@@ -334,11 +334,13 @@ func (s *Summary) Incomplete(strict bool) bool {
 }
 
 // WriteJSON writes the summary as one document.
-func (s *Summary) WriteJSON(w io.Writer) error {
+func (s *Summary) WriteJSON(w io.Writer) error { return writeJSON(w, s) }
+
+func writeJSON(w io.Writer, document any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(s); err != nil {
+	if err := enc.Encode(document); err != nil {
 		return fmt.Errorf("write summary: %w", err)
 	}
 	return nil

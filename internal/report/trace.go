@@ -2,7 +2,6 @@ package report
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -241,15 +240,7 @@ func (t *tracing) sumUp(c *recording.Condition) *Trace {
 func (s *Trace) Incomplete() bool { return s.Events.Lost+s.Events.Skipped+s.Events.Missing > 0 }
 
 // WriteJSON writes it as one document.
-func (s *Trace) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(s); err != nil {
-		return fmt.Errorf("write summary: %w", err)
-	}
-	return nil
-}
+func (s *Trace) WriteJSON(w io.Writer) error { return writeJSON(w, s) }
 
 // maxRows is how many groups of failures a text shows.
 const maxRows = 20
