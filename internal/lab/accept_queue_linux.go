@@ -103,6 +103,23 @@ func (q *backlogLab) connect(n int, options ...Option) (list []*Socket, err erro
 	return list, nil
 }
 
+// late fills an accept queue that has room for one, and begins a connect() that finds it full; at is where that
+// comes from, begun just before.
+func (q *backlogLab) late() (k *Socket, at netip.AddrPort, begun time.Time, err error) {
+	if _, err = q.connect(1); err != nil {
+		return nil, at, begun, err
+	}
+	if k, err = q.s.Socket(q.net.Client(), false); err != nil {
+		return nil, at, begun, err
+	}
+	begun = time.Now()
+	if err = k.Begin(q.to); err != nil {
+		return nil, at, begun, err
+	}
+	at, err = k.Local()
+	return k, at, begun, err
+}
+
 // handshakes is connect, but the last ACK of each is lost on its way to the listener.
 func (q *backlogLab) handshakes(n int, options ...Option) (list []*Socket, err error) {
 	if err := q.listener.Drop(dropAcks); err != nil {
@@ -821,18 +838,7 @@ func (s *Session) synTimesOut() (*synTimedOut, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := q.connect(1); err != nil {
-		return nil, err
-	}
-	k, err := s.Socket(q.net.Client(), false)
-	if err != nil {
-		return nil, err
-	}
-	begun := time.Now()
-	if err := k.Begin(q.to); err != nil {
-		return nil, err
-	}
-	at, err := k.Local()
+	k, at, begun, err := q.late()
 	if err != nil {
 		return nil, err
 	}

@@ -194,15 +194,20 @@ func (s *Session) boundAgain() error {
 	return nil
 }
 
+// ownPortNet is a network with a listener, where a client may bind from.
+func (s *Session) ownPortNet() (l *netlab.Lab, listener *Socket, from, to netip.AddrPort, err error) {
+	if l, err = s.Network(netlab.Pair); err != nil {
+		return nil, nil, from, to, err
+	}
+	to = netip.AddrPortFrom(l.ServerAddr(), serverPort)
+	from = netip.AddrPortFrom(l.ClientAddrs()[0], ownPort)
+	listener, err = s.Listener(l.Server(), to, 16)
+	return l, listener, from, to, err
+}
+
 // boundSequence settles that old segments are out of the new connection's window.
 func (s *Session) boundSequence() error {
-	l, err := s.Network(netlab.Pair)
-	if err != nil {
-		return err
-	}
-	to := netip.AddrPortFrom(l.ServerAddr(), serverPort)
-	from := netip.AddrPortFrom(l.ClientAddrs()[0], ownPort)
-	listener, err := s.Listener(l.Server(), to, 16)
+	l, listener, from, to, err := s.ownPortNet()
 	if err != nil {
 		return err
 	}
@@ -340,13 +345,7 @@ func (s *Session) boundBars() error {
 
 // boundTwice has two sockets take one port for one destination.
 func (s *Session) boundTwice() error {
-	l, err := s.Network(netlab.Pair)
-	if err != nil {
-		return err
-	}
-	to := netip.AddrPortFrom(l.ServerAddr(), serverPort)
-	from := netip.AddrPortFrom(l.ClientAddrs()[0], ownPort)
-	listener, err := s.Listener(l.Server(), to, 16)
+	l, listener, from, to, err := s.ownPortNet()
 	if err != nil {
 		return err
 	}

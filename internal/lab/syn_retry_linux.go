@@ -51,18 +51,7 @@ func (s *Session) stalled(n int, sysctls ...string) (*stall, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := q.connect(1); err != nil { // the accept queue is full
-		return nil, err
-	}
-	k, err := s.Socket(q.net.Client(), false)
-	if err != nil {
-		return nil, err
-	}
-	begun := time.Now()
-	if err := k.Begin(q.to); err != nil {
-		return nil, err
-	}
-	at, err := k.Local()
+	k, at, begun, err := q.late()
 	if err != nil {
 		return nil, err
 	}
