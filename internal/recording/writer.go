@@ -64,8 +64,7 @@ type Writer struct {
 	rows   uint64 // events that were handed over for the file
 
 	queue chan *buffer // has room for all buffers and a mark of rotation
-	free  chan *buffer // has room for all buffers
-	made  int          // of them
+	free  *pool
 	done  chan struct{}
 
 	lost, skipped atomic.Uint64
@@ -98,6 +97,44 @@ type buffer struct {
 	n      int
 	raw    []byte
 	rotate bool // none: the next file begins here
+}
+
+// pool is the buffers that are free. What was freed last is taken first: it is still in the processor's cache.
+type pool struct {
+	tokens chan struct{} // as many as may be taken
+
+	mu   sync.Mutex
+	free []*buffer
+}
+
+func newPool(n int) *pool {
+	p := &pool{tokens: make(chan struct{}, n)}
+	for range n {
+		p.tokens <- struct{}{}
+	}
+	return p
+}
+
+// take returns an empty buffer, and waits for one if all are taken.
+func (p *pool) take() *buffer {
+	<-p.tokens
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last := len(p.free) - 1
+	if last < 0 {
+		return new(buffer)
+	}
+	b := p.free[last]
+	p.free = p.free[:last]
+	return b
+}
+
+func (p *pool) put(b *buffer) {
+	b.raw = b.raw[:0]
+	p.mu.Lock()
+	p.free = append(p.free, b)
+	p.mu.Unlock()
+	p.tokens <- struct{}{}
 }
 
 // file is the part that is being written.
@@ -136,7 +173,7 @@ func create(name string, h Header, opts Options, layout *layouts) (*Writer, erro
 	}
 	w := &Writer{
 		opts: opts, layout: layout, name: name,
-		queue: make(chan *buffer, buffers+1), free: make(chan *buffer, buffers),
+		queue: make(chan *buffer, buffers+1), free: newPool(buffers),
 		done: make(chan struct{}),
 	}
 	h.Schema, h.Version, h.Tables = Schema, Version, w.layout.describe()
@@ -239,7 +276,7 @@ func (w *Writer) Rotate() {
 func (w *Writer) room(t Table) []byte {
 	b := w.filled[t]
 	if b == nil {
-		b = w.take()
+		b = w.free.take()
 		b.table, b.n = t, 0
 		w.filled[t] = b
 	}
@@ -253,20 +290,6 @@ func (w *Writer) room(t Table) []byte {
 	record := b.raw[at:]
 	clear(record[size-8:]) // the end may have no field
 	return record
-}
-
-// take returns an empty buffer, and waits for one if there are enough. The caller holds mu.
-func (w *Writer) take() *buffer {
-	select {
-	case b := <-w.free:
-		return b
-	default:
-	}
-	if w.made < buffers {
-		w.made++
-		return new(buffer)
-	}
-	return <-w.free
 }
 
 // pass queues what is filled of a table. The caller holds mu.
@@ -346,8 +369,7 @@ func (w *Writer) write(b *buffer) {
 	if w.opts.RotateSize > 0 && w.file.offset >= w.opts.RotateSize {
 		w.rotateSoon()
 	}
-	b.raw = b.raw[:0]
-	w.free <- b
+	w.free.put(b)
 }
 
 // segment appends a segment to the file.
