@@ -132,11 +132,14 @@ func classicTable() (rows []*classicRow) {
 }
 
 // classicStorms does those that wait for TIME_WAITs side by side, and the others, two at a time, meanwhile. At full size
-// all take the processors' time, and go two at a time.
+// all take the processors' time, and go one after the other: side by side TIME_WAITs would expire before the ports are used up.
 func (s *Session) classicStorms(rows []*classicRow) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(rows))
 	room := make(chan struct{}, 2) // a token for a storm that fills a processor or two
+	if s.Full() {
+		room = make(chan struct{}, 1)
+	}
 	for i, r := range rows {
 		wg.Add(1)
 		go func() {
@@ -319,15 +322,22 @@ func (s *Session) classicLoops(rows []*classicRow, connections, ports int) {
 
 // classicAccount settles whether the storms' own account is complete.
 func (s *Session) classicAccount(rows []*classicRow) {
-	attempts, failed, unexplained, disagree, lost, others := 0, 0, 0, 0, uint64(0), 0
+	attempts, failed, unexplained, lost, others := 0, 0, 0, uint64(0), 0
+	counters, apart, differ := 0, 0, []string{}
 	for _, r := range rows {
 		attempts += r.summary.Totals.Attempts
 		failed += r.summary.Totals.Failed
 		unexplained += r.summary.Unexplained
 		lost += r.summary.Events.Lost()
 		for _, c := range r.summary.CrossCheck {
-			if !c.Agrees {
-				disagree++
+			counters++
+			if c.Agrees {
+				continue
+			}
+			differ = append(differ, fmt.Sprintf("tcp_tw_reuse %d, %s, reuseport %d, linger %d: %s %s: kernel %d, twtrace %d",
+				r.Reuse, r.Net, r.ReusePort, r.Linger, c.Side, c.Counter, c.Kernel, c.Twtrace))
+			if most := max(c.Kernel, c.Twtrace); 1000*(most-min(c.Kernel, c.Twtrace)) > most {
+				apart++
 			}
 		}
 		for _, f := range r.summary.Failures {
@@ -337,9 +347,15 @@ func (s *Session) classicAccount(rows []*classicRow) {
 		}
 	}
 	s.Claim(Claim{
-		Key: "all-explained", Text: "Every failure is connect() without a port to choose, and the trace, the storm and the kernel's counters agree.",
-		Holds: holdsOf(unexplained == 0 && disagree == 0 && lost == 0 && others == 0), Expected: Yes,
-		Evidence: Evidence{"attempts": attempts, "failed": failed, "unexplained": unexplained, "other errors": others, "counters that disagree": disagree, "events lost": lost},
+		Key: "all-explained", Text: "Every failure is connect() without a port to choose.",
+		Holds: holdsOf(unexplained == 0 && lost == 0 && others == 0), Expected: Yes,
+		Evidence: Evidence{"attempts": attempts, "failed": failed, "unexplained": unexplained, "other errors": others, "events lost": lost},
+	})
+	s.Claim(Claim{
+		Key: "counters-agree", Text: "The trace and the kernel's counters agree, to one in 1,000.",
+		Holds: holdsOf(apart == 0), Expected: Yes,
+		Evidence: Evidence{"counters": counters, "that differ by more": apart, "that differ at all": differ},
+		History:  "They agree exactly, but on a machine whose kernel runs no BPF program while it is on top of a supervisor's thread (KNOWN_ISSUES.md).",
 	})
 }
 

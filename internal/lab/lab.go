@@ -13,9 +13,9 @@ type Entry struct {
 	Source string
 	// Seconds is about how long it takes, scaled and at full size, for who waits.
 	Seconds, FullSeconds int
-	// Alone: it measures times, and nothing else runs meanwhile.
-	Alone bool
-	run   func(*Session) error
+	// Alone: it measures times, and nothing else runs meanwhile. FullAlone: at full size it needs the whole machine.
+	Alone, FullAlone bool
+	run              func(*Session) error
 }
 
 // Holds says whether a claim does.

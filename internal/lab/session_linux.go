@@ -176,10 +176,11 @@ func Run(ctx context.Context, entries []Entry, opts Options) []Answer {
 			opts.OnAnswer(&answers[i])
 		}
 	}
+	alone := func(e *Entry) bool { return e.Alone || opts.Full && e.FullAlone }
 	var wg sync.WaitGroup
 	room := make(chan struct{}, opts.AtOnce) // a token for each that runs
 	for i := range entries {
-		if entries[i].Alone {
+		if alone(&entries[i]) {
 			continue
 		}
 		wg.Add(1)
@@ -192,7 +193,7 @@ func Run(ctx context.Context, entries []Entry, opts Options) []Answer {
 	}
 	wg.Wait()
 	for i := range entries {
-		if entries[i].Alone {
+		if alone(&entries[i]) {
 			do(i)
 		}
 	}
