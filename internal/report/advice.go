@@ -23,7 +23,7 @@ func advice(s *Summary, cause verdict.Cause, detail verdict.Detail) []string {
 	case verdict.SynUnanswered:
 		return []string{fmt.Sprintf("look for a filter on the way to %s, a peer that is gone, or no route back; tcp_syn_retries (%s here) is how often a SYN is sent again", s.Target, setting(s, SysctlRetries))}
 	case verdict.Unreachable:
-		return []string{fmt.Sprintf("there is no route to %s from the client's namespace", s.Target)}
+		return []string{fmt.Sprintf("there is no route to %s from the client's namespace, or none beyond: see `ip route get` there (EINVAL: a route of type blackhole)", s.Target)}
 	}
 	if text := plainAdvice[cause]; text != "" {
 		return []string{text}
