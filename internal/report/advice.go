@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/twtrace/twtrace/internal/verdict"
 )
@@ -23,7 +24,7 @@ func advice(s *Summary, cause verdict.Cause, detail verdict.Detail) []string {
 	case verdict.SynUnanswered:
 		return []string{fmt.Sprintf("look for a filter on the way to %s, a peer that is gone, or no route back; tcp_syn_retries (%s here) is how often a SYN is sent again", s.Target, setting(s, SysctlRetries))}
 	case verdict.Unreachable:
-		return []string{fmt.Sprintf("there is no route to %s from the client's namespace", s.Target)}
+		return []string{fmt.Sprintf("there is no route to %s from the client's namespace, or none beyond: see `ip route get` there (EINVAL: a route of type blackhole)", s.Target)}
 	}
 	if text := plainAdvice[cause]; text != "" {
 		return []string{text}
@@ -134,6 +135,9 @@ func bindAdvice(s *Summary) string {
 	case "addr":
 		return "bind() of an address alone looks for a port that nothing holds, to whatever destination: set IP_BIND_ADDRESS_NO_PORT (`--no-port`), which leaves the port to connect(), for each destination anew"
 	case "port":
+		if slices.ContainsFunc(s.Failures, func(f Failure) bool { return len(f.Holders) > 0 }) {
+			return "end what holds the ports, or choose others: `--local-port-range`, ip_local_port_range (and ip_local_reserved_ports, which `--bind port` passes over), or more source addresses"
+		}
 		return "all ports of a source were open at once, or held by others: open fewer at once (`--concurrency`), widen ip_local_port_range, or use more source addresses"
 	}
 	return "see who holds the port with `ss -tanp`; SO_REUSEADDR on both the old and the new socket lets a TIME_WAIT be bound over"

@@ -35,6 +35,7 @@ type Builder struct {
 	expired  []float64 // seconds; of TIME_WAITs that expired
 	env      verdict.Env
 	slow     map[slowKey]*Slow
+	refused  map[refusedKey]*refusedPort
 	forecast timeline.Forecast
 	lastAcks int // attempts that connected, and whose last ACK the listener dropped
 	noReply  int // attempts that connected and failed without a reply
@@ -67,6 +68,7 @@ func NewBuilder(monoNS int64, traced bool) *Builder {
 		failed:  make(map[failureKey]*failure),
 		env:     verdict.Env{Traced: traced},
 		slow:    make(map[slowKey]*Slow),
+		refused: make(map[refusedKey]*refusedPort),
 	}
 }
 
@@ -274,8 +276,14 @@ func (b *Builder) Fill(s *Summary) {
 		})
 		out := &s.Failures[len(s.Failures)-1]
 		out.Peer = peerEvidence(&f.example, b.env.Reasons, b.started)
-		if key.verdict.Cause == verdict.PortExhausted {
+		switch key.verdict.Cause {
+		case verdict.PortExhausted:
 			b.addCensuses(s, out, f)
+		case verdict.BindConflict:
+			var ports int
+			if out.Holders, ports = b.holders(s); ports > 0 {
+				out.Evidence["ports_refused"] = ports
+			}
 		}
 	}
 	for i := range s.Failures { // some of it is about all of them

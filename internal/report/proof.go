@@ -97,7 +97,6 @@ func proof(s *Summary, f *Failure) string {
 // sentences are what happened, for causes and details whose evidence needs no numbers.
 var sentences = map[verdict.Verdict]string{
 	{Cause: verdict.TupleBusy}:                                     "The kernel refused connect(): the bound address and port are in use towards this destination.",
-	{Cause: verdict.BindConflict}:                                  "The kernel refused bind(): the address and port, or all ports, are others'.",
 	{Cause: verdict.Refused}:                                       "An RST answered the SYN; who sent it was not traced.",
 	{Cause: verdict.Refused, Detail: verdict.AbortOnOverflow}:      "The listener answered the last ACK of the handshake by RST: its accept queue was full, and tcp_abort_on_overflow is 1.",
 	{Cause: verdict.Refused, Detail: verdict.InTimeWait}:           "A TIME_WAIT of the peer answered the first SYN; when that was ended by RST nobody listened for the next.",
@@ -125,6 +124,8 @@ func what(s *Summary, f *Failure) string {
 		}
 		return fmt.Sprintf("No source port was left for %s: of %v ports %v were in TIME_WAIT and %v open as the first that failed began to look (%v and %v for the last); no port was chosen and no segment sent.",
 			s.Target, f.Evidence["ports"], f.Evidence["time_wait"], f.Evidence["open"], f.Evidence["last_time_wait"], f.Evidence["last_open"])
+	case f.Cause == verdict.BindConflict:
+		return conflict(s, f)
 	case f.Cause == verdict.Refused && f.Detail == verdict.NoListener:
 		return fmt.Sprintf("Nobody listened at %s%s: its kernel answered the SYN by RST.", s.Target, formerly(peer))
 	case f.Cause == verdict.AcceptQueueFull:
@@ -137,6 +138,17 @@ func what(s *Summary, f *Failure) string {
 		return fmt.Sprintf("The peer's end was aborted in %s (%s).", peer.RstState, cmp.Or(peer.RstReason, "this kernel names no reason"))
 	}
 	return sentences[verdict.Verdict{Cause: f.Cause, Detail: f.Detail}]
+}
+
+// conflict is what bind() said. A thread that binds ports of its own list tries each that none of its connections has.
+func conflict(s *Summary, f *Failure) string {
+	switch {
+	case len(f.Holders) > 0:
+		return "The kernel refused bind() each port that the thread had left: they are other sockets'."
+	case s.Options.Bind == "port" && s.Coverage[tcp.FactBindFail] == tcp.Exact:
+		return "No bind() was refused: the run's own connections had all ports of the thread's list."
+	}
+	return "The kernel refused bind(): the address and port, or all ports, are others'."
 }
 
 func formerly(p *PeerEvidence) string {

@@ -71,10 +71,11 @@ func newReplay(h *recording.Header) (*replay, error) {
 	if s.Options.Trace {
 		p.joiner = timeline.NewJoiner(timeline.Options{
 			OnTimeline: p.builder.Timeline, OnLifetime: p.builder.Lifetime,
-			OnMark:      func(m timeline.Mark) { p.marks = append(p.marks, m) },
-			ShortTicks:  uint32(4 * h.HZ),
-			AbortOnData: ReasonNumber(h.Enums["rst_reason"], AbortOnData),
-			Forecast:    ForecastOptions(s),
+			OnBindFailed: p.builder.BindFailed,
+			OnMark:       func(m timeline.Mark) { p.marks = append(p.marks, m) },
+			ShortTicks:   uint32(4 * h.HZ),
+			AbortOnData:  ReasonNumber(h.Enums["rst_reason"], AbortOnData),
+			Forecast:     ForecastOptions(s),
 		})
 	}
 	p.builder.SetEnv(EnvOf(s, h.Enums["rst_reason"]))

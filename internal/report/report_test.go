@@ -170,6 +170,44 @@ var summaries = map[string]func() *Summary{
 		})
 		return fill(b, s)
 	},
+	"bind-conflict": func() *Summary {
+		s := base()
+		s.Net, s.Target, s.Options.Bind = "host", "127.0.0.1:7007", "port"
+		s.Coverage[tcp.FactBindFail], s.Coverage[tcp.FactBindOwner] = tcp.Exact, tcp.Inferred
+		s.BoundPorts = []BoundPort{
+			{Port: 40000, Addr: "10.0.0.1", State: "LISTEN", PID: 76, Comm: "other"}, // which is in nobody's way
+			{Port: 40000, Addr: "0.0.0.0", State: "LISTEN", PID: 77, Comm: "nginx"},
+			{Port: 40002, Addr: "127.0.0.1", State: "LISTEN", PID: 78, Comm: "sshd"},
+			{Port: 40002, Addr: "0.0.0.0", State: "BOUND_INACTIVE", PID: 79, Comm: "nc"},
+		}
+		b := NewBuilder(start, true)
+		as := attempts(1, 10, start)
+		for i := range as {
+			as[i].Phase, as[i].Errno, as[i].Connected, as[i].LocalPort = tcp.PhaseBind, tcp.EADDRINUSE, 0, 0
+		}
+		refuse := func(pid uint32, port uint16, holder tcp.Holder, owner tcp.Owner) {
+			b.BindFailed(&tcp.Event{
+				Kind: tcp.KindBindFailed, Errno: tcp.EADDRINUSE, Flags: tcp.FlagOwner, Owner: tcp.Owner{PID: pid}, Holder: holder,
+				Tuple: tcp.FourTuple{Local: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)},
+			}, owner)
+		}
+		addr := netip.MustParseAddr("127.0.0.1")
+		curl := tcp.Owner{PID: 99, Comm: tcp.Comm{'c', 'u', 'r', 'l'}}
+		for range 3 {
+			refuse(4321, 40000, tcp.Holder{}, tcp.Owner{})                              // as the list has it
+			refuse(4321, 40001, tcp.Holder{State: tcp.Established, Addr: addr}, curl)   // seen
+			refuse(4321, 40002, tcp.Holder{State: tcp.Listen, Addr: addr}, tcp.Owner{}) // seen, and older than the trace
+			refuse(4321, 40003, tcp.Holder{}, tcp.Owner{})                              // nobody knows
+			refuse(77, 40005, tcp.Holder{State: tcp.Close, Addr: addr}, curl)           // not of the run
+			refuse(4321, 0, tcp.Holder{}, tcp.Owner{})                                  // no port was wanted
+		}
+		refuse(4321, 40004, tcp.Holder{State: tcp.Close, Addr: addr}, tcp.Owner{})
+		b.Attempts(as)
+		b.ok(as, false)
+		b.LoopDone(1, 10, 0, 10, time.Millisecond)
+		b.SetLoop(1, new(0), new(0))
+		return fill(b, s)
+	},
 	"linger": func() *Summary {
 		s := base()
 		s.Options.Linger = ptr(0.0)

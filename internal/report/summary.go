@@ -263,6 +263,8 @@ type Failure struct {
 	// Census and LastCensus are of PortExhausted: how the ports stood for the first that failed, and for the last if there were several.
 	Census     *Census `json:"census,omitempty"`
 	LastCensus *Census `json:"last_census,omitempty"`
+	// Holders are of BindConflict: the ports that bind() refused to the run, and what had them.
+	Holders []BindHolder `json:"holders,omitempty"`
 	// Peer is what was seen of the other end, of the first that has events; null: nothing.
 	Peer *PeerEvidence `json:"peer,omitempty"`
 	// Events are the kernel's events of the first attempts of the group.

@@ -222,6 +222,7 @@ func (t *Text) failures(s *Summary) {
 		t.line("  %d × %s() %s: %s", f.Count, call(f.Phase), f.Errno, t.red(named(&f)))
 		t.wrap("    ", proof(s, &f))
 		t.censuses(&f)
+		t.bindHolders(&f)
 		if len(f.Events) > 0 {
 			t.wrap("    ", fmt.Sprintf("events %s of the trace: %s",
 				strings.Trim(fmt.Sprint(f.Events[:min(3, len(f.Events))]), "[]"), f.Evidence["example_states"]))

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,6 +73,9 @@ type Options struct {
 	// Latency are where to write distributions of all loops at the end, by name
 	// (report.LatencyNames); nil: nowhere.
 	Latency map[string]io.Writer
+	// network, if set, is the run's in place of a new one as Net has it, and is closed at the end: a test's, with what the
+	// storm is to meet already in it.
+	network *netlab.Lab
 }
 
 // ErrUnreachable says that there is no route to the target.
@@ -193,8 +197,10 @@ func (r *session) setUp(ctx context.Context) (err error) {
 	if err := r.opts.Plan.CheckKernel(); err != nil {
 		return err
 	}
-	if r.lab, err = netlab.New(r.opts.Net); err != nil {
-		return err
+	if r.lab = r.opts.network; r.lab == nil {
+		if r.lab, err = netlab.New(r.opts.Net); err != nil {
+			return err
+		}
 	}
 	r.sides = r.findSides()
 	if r.opts.Plan.Bind != loadgen.BindNone || r.opts.Net.Sources > 1 {
@@ -309,7 +315,7 @@ func (r *session) startTrace() error {
 	if err != nil {
 		return err
 	}
-	if r.trace, err = tracer.Open(tracer.Options{NetNS: scope, Kinds: kinds, RingSize: size}); err != nil {
+	if r.trace, err = tracer.Open(tracer.Options{NetNS: scope, Kinds: r.kinds(), RingSize: size}); err != nil {
 		return err
 	}
 	if err := r.trace.Start(); err != nil {
@@ -390,8 +396,9 @@ func (r *session) describe() error {
 		return err
 	}
 	r.joiner = timeline.NewJoiner(timeline.Options{
-		OnTimeline: r.builder.Timeline,
-		OnLifetime: r.builder.Lifetime,
+		OnTimeline:   r.builder.Timeline,
+		OnLifetime:   r.builder.Lifetime,
+		OnBindFailed: r.builder.BindFailed,
 		OnMark: func(m timeline.Mark) {
 			if l, ok := r.builder.SetLoop(m.Loop, &m.TimeWait, &m.Ports); ok {
 				r.lines <- l
@@ -404,8 +411,16 @@ func (r *session) describe() error {
 	return nil
 }
 
-// kinds are what a storm is explained by. Errors come with the states, and a bind()
-// that fails is the storm's own; nothing is there before the trace begins.
+// kinds are what this storm is explained by. Where it binds ports of its own choice each that is refused has a
+// holder. Else bind() is not watched: a tracepoint on a system call makes every system call of the machine slower.
+func (r *session) kinds() []tracer.Kind {
+	if r.opts.Plan.Bind == loadgen.BindPort {
+		return append(slices.Clone(kinds), tcp.KindBindFailed)
+	}
+	return kinds
+}
+
+// kinds are what every storm is explained by. Errors come with the states; nothing is there before the trace begins.
 var kinds = []tracer.Kind{
 	tcp.KindState, tcp.KindRstSent, tcp.KindRstReceived, tcp.KindRetransmit, tcp.KindSynAckRetransmit, tcp.KindTWEnter,
 	tcp.KindTWConvert, tcp.KindTWEnd, tcp.KindTWOverflow, tcp.KindConnectFailed, tcp.KindListenDrop,
@@ -427,6 +442,10 @@ func (r *session) coverage() tcp.Coverage {
 		// open, and the run's settings what that meant for a connect().
 		if c[tcp.FactRefusals] == tcp.NotObservable {
 			c[tcp.FactRefusals] = tcp.Inferred
+		}
+		// So does the list of what is bound as the run begins, of the ports that bind() refuses.
+		if c[tcp.FactBindFail] == tcp.Exact && c[tcp.FactBindOwner] == tcp.NotObservable {
+			c[tcp.FactBindOwner] = tcp.Inferred
 		}
 	} else {
 		for _, fact := range []tcp.Fact{

@@ -70,6 +70,9 @@ type Options struct {
 	OnLifetime func(Lifetime)
 	// OnMark is given each mark that was set, when the stream has passed it.
 	OnMark func(Mark)
+	// OnBindFailed is given each bind() that failed, with the process that has the port which it wanted; the zero value:
+	// not known.
+	OnBindFailed func(*tcp.Event, tcp.Owner)
 	// ShortTicks is the number of jiffies up to which the kernel counts a
 	// TIME_WAIT as TWKilled: four seconds' (__inet_twsk_schedule).
 	ShortTicks uint32
@@ -403,6 +406,10 @@ func (j *Joiner) event(ev *tcp.Event) {
 		j.addPeer(ev)
 	case tcp.KindTWConvert:
 		j.twConvert(ev)
+	case tcp.KindBindFailed:
+		if j.opts.OnBindFailed != nil {
+			j.opts.OnBindFailed(ev, j.holderOf(ev))
+		}
 	default:
 		c := j.open[ev.Cookie]
 		switch {

@@ -142,6 +142,8 @@ var rules = []rule{
 	{cause: TimedOut, errnos: late, program: established, kernel: closedWith(tcp.ETIMEDOUT)},
 
 	{cause: Unreachable, errnos: []tcp.Errno{tcp.ENETUNREACH, tcp.EHOSTUNREACH, 100, 112}},
+	// A route of type blackhole (fib_props), or an address of a link without saying which link.
+	{cause: Unreachable, errnos: []tcp.Errno{tcp.EINVAL}, program: connecting},
 	{cause: FDLimit, errnos: []tcp.Errno{tcp.EMFILE, tcp.ENFILE}},
 	{cause: NoMemory, errnos: []tcp.Errno{tcp.ENOMEM, tcp.ENOBUFS}},
 	{cause: Forbidden, errnos: []tcp.Errno{tcp.EPERM, tcp.EACCES}},

@@ -184,6 +184,7 @@ var cases = []struct {
 	{"refused after connect", tcp.PhaseSend, tcp.ECONNREFUSED, 0, joined(1, opened, connected), "", Unexplained, Unexplained, false},
 	{"EPROTO of its own", tcp.PhaseReceive, tcp.EPROTO, 0, joined(1, opened), "", Unexplained, Unexplained, false},
 	{"ECANCELED of its own", tcp.PhaseConnect, tcp.ECANCELED, 0, joined(1, opened), "", Unexplained, Unexplained, false},
+	{"black hole", tcp.PhaseConnect, tcp.EINVAL, 0, timeline.Timeline{}, "", Unreachable, Unreachable, false},
 	{"EINVAL", tcp.PhaseSocket, tcp.EINVAL, 0, timeline.Timeline{}, "", Local, Local, false},
 	{"no errno", tcp.PhaseReceive, 0, 0, joined(1, opened, connected), "", Unexplained, Unexplained, false},
 	{"unknown errno", tcp.PhaseConnect, 4000, 0, timeline.Timeline{}, "", Unexplained, Unexplained, false},
