@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/twtrace/twtrace/internal/cgroup"
 	"github.com/twtrace/twtrace/internal/doctor"
+	"github.com/twtrace/twtrace/internal/lab"
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
 	"github.com/twtrace/twtrace/internal/run"
@@ -19,6 +20,7 @@ var meanings = []meaning{
 	{netlab.ErrValue, exitUsage, ""},
 	{netlab.ErrHostSetting, exitUsage, ""},
 	{netlab.ErrNoNamespace, exitUsage, ""},
+	{lab.ErrUnable, exitMachine, "run `sudo twtrace lab`; see `twtrace doctor`"}, // whatever the reason
 	{netlab.ErrNotPermitted, exitMachine, "run `sudo twtrace run`, or without namespaces and trace `twtrace run --no-trace --net host`; see `twtrace doctor`"},
 	{tracer.ErrNotPermitted, exitMachine, "run with sudo, or without a trace `--no-trace`; see `twtrace doctor`"},
 	{privilege.ErrMissing, exitMachine, "run with sudo; see `twtrace doctor`"},

@@ -147,8 +147,9 @@ func (a *app) labRun(ctx context.Context, f *labFlags, names []string) error {
 	if err != nil {
 		return err
 	}
-	if err := lab.Able(); err != nil {
-		return privilege.Explain(privilege.RunPair, err)
+	asks := lab.AskedBy(entries)
+	if err := lab.Able(ctx, asks); err != nil {
+		return privilege.Explain(privilege.Lab(asks&lab.Packets != 0, asks&lab.TimeWaits != 0), err)
 	}
 	opts := lab.Options{Version: version(), Full: f.full, AtOnce: f.atOnce}
 	text := lab.NewText(a.stdout, useColor(f.color.value, a.stdout))

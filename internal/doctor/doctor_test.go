@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -84,7 +85,7 @@ var arguments612 = map[string]int{
 // able is a machine on which everything works, but for the files that change.
 func able(change map[string]string) *Machine {
 	return &Machine{
-		FS: files(change), Held: privilege.Of(cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE, cap.SYSLOG),
+		FS: files(change), Held: privilege.Of(cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE, cap.SYSLOG, cap.NET_RAW, cap.DAC_READ_SEARCH),
 		Release: "6.12.48+deb13-amd64", Arch: "x86_64", CPUs: 4, OpenFiles: 20000, LockedMemory: 8 << 20,
 		Trace: func() (tcp.Coverage, error) {
 			return tcp.Coverage{tcp.FactState: tcp.Exact, tcp.FactTWEnter: tcp.Exact}, nil
@@ -108,7 +109,7 @@ func refusing(m *Machine) *Machine {
 
 // ordinary is the machine of a user without privilege.
 func ordinary() *Machine {
-	hidden := strings.NewReplacer("ffffffff8", "000000000").Replace(string(files(nil)["proc/kallsyms"].Data))
+	hidden := regexp.MustCompile("(?m)^[0-9a-f]{16}").ReplaceAllString(string(files(nil)["proc/kallsyms"].Data), "0000000000000000")
 	m := refusing(able(map[string]string{"proc/kallsyms": hidden}))
 	m.Held = privilege.Of()
 	return m
@@ -298,6 +299,15 @@ func TestChecks(t *testing.T) {
 			[]string{"without CAP_SYSLOG", "TIME_WAIT is not observable"}},
 		// kptr_restrict 0 and perf_event_paranoid 1 show the addresses to everybody.
 		{"privilege for run --net host", nil, func(m *Machine) { m.Held = privilege.Of(cap.BPF, cap.PERFMON) }, OK, nil},
+		{"privilege for lab run --all", nil, nil, OK, []string{"has CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYSLOG, CAP_DAC_READ_SEARCH"}},
+		{"privilege for lab run --all", nil, func(m *Machine) { m.Held &^= privilege.Of(cap.NET_RAW, cap.SYSLOG) }, Missing,
+			[]string{"without CAP_NET_RAW\n", "sudo twtrace lab run --all"}},
+		{"privilege for lab run --all",
+			map[string]string{"proc/kallsyms": "0000000000000000 t tw_timer_handler\n"},
+			func(m *Machine) { m.Held &^= privilege.Of(cap.SYSLOG) }, Missing, []string{"without CAP_SYSLOG"}},
+		{"privilege for lab run --all", nil, func(m *Machine) { m.Held &^= privilege.Of(cap.DAC_READ_SEARCH) }, Limited,
+			[]string{"without CAP_DAC_READ_SEARCH", "slab"}},
+		{"privilege for lab run --all", rootless, nil, Missing, []string{"in this user namespace alone"}},
 		{"privilege for serve", nil, func(m *Machine) { m.Held = 0 }, OK, []string{"no capability"}},
 		{"privilege for run", rootless, nil, Missing, []string{"in this user namespace alone", "outside"}},
 		{"privilege for run --no-trace", rootless, nil, OK, nil},

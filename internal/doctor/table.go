@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"github.com/twtrace/twtrace/internal/netlab"
 	"github.com/twtrace/twtrace/internal/privilege"
@@ -229,7 +230,7 @@ func may(n privilege.Need) func(*Machine) Finding {
 			return ok("needs no capability", "")
 		}
 		needs := "needs " + privilege.Names(n.Must)
-		if missing := m.Held.Missing(n.Must); len(missing) > 0 {
+		if missing := m.lacks(n.Must); len(missing) > 0 {
 			f := Finding{Missing, "without " + privilege.Names(missing), needs, "sudo twtrace " + n.Command}
 			if n.Command == privilege.RunPairNoTrace.Command {
 				f.Fix += ", or without root, where user namespaces are allowed: unshare -r twtrace " + n.Command
@@ -245,14 +246,25 @@ func may(n privilege.Need) func(*Machine) Finding {
 		if n.Traces && !m.initialUser() {
 			return Finding{Missing, "has them in this user namespace alone", needs, outside}
 		}
-		if missing := m.Held.Missing(n.Should); len(missing) > 0 {
-			if address, found, err := m.symbol(twTimerHandler); err == nil && found && address != 0 {
-				return ok(needs, "")
-			}
+		if missing := m.lacks(n.Should); len(missing) > 0 {
 			return Finding{Limited, "without " + privilege.Names(missing), n.Loses + " then", "sudo twtrace " + n.Command}
 		}
-		return ok("has "+privilege.Names(slices.Concat(n.Must, n.Should)), "")
+		all := slices.Concat(n.Must, n.Should)
+		if len(m.Held.Missing(all)) > 0 {
+			return ok(needs, "") // what it has not is not asked for here
+		}
+		return ok("has "+privilege.Names(all), "")
 	}
+}
+
+// lacks is those of caps that this process has not and this kernel asks for: it may show its symbols' addresses, for which
+// CAP_SYSLOG is, to everybody.
+func (m *Machine) lacks(caps []privilege.Capability) []privilege.Capability {
+	missing := m.Held.Missing(caps)
+	if address, found, err := m.symbol(twTimerHandler); err != nil || !found || address == 0 {
+		return missing
+	}
+	return slices.DeleteFunc(missing, func(c privilege.Capability) bool { return c == cap.SYSLOG })
 }
 
 // included names those of a command's capabilities that CAP_SYS_ADMIN includes.

@@ -23,11 +23,7 @@ func entry(t *testing.T, f func(*Session) error) {
 
 // TestMinisocks compares what ss lists.
 func TestMinisocks(t *testing.T) {
-	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth)
-	ss, err := exec.LookPath("ss")
-	if err != nil {
-		t.Skip("ss is not installed")
-	}
+	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth, testenv.IPRoute2)
 	const n = 5
 	entry(t, func(s *Session) error {
 		l, err := s.Network(netlab.Pair)
@@ -58,7 +54,7 @@ func TestMinisocks(t *testing.T) {
 		}
 		var out []byte
 		err = l.Client().Do(func() (err error) {
-			out, err = exec.CommandContext(t.Context(), ss, "-Htn", "state", "time-wait").Output()
+			out, err = exec.CommandContext(t.Context(), "ss", "-Htn", "state", "time-wait").Output()
 			return err
 		})
 		if err != nil {

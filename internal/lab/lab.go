@@ -15,8 +15,18 @@ type Entry struct {
 	Seconds, FullSeconds int
 	// Alone: it measures times, and nothing else runs meanwhile. FullAlone: at full size it needs the whole machine.
 	Alone, FullAlone bool
+	Asks             Asks
 	run              func(*Session) error
 }
+
+// Asks is what an entry asks of its caller besides a network and the server's port in it.
+type Asks uint8
+
+// The values of Asks, which can be joined.
+const (
+	Packets   Asks = 1 << iota // packet sockets, to capture, and raw ones, to send segments that no connection has
+	TimeWaits                  // a trace that sees TIME_WAIT
+)
 
 // Holds says whether a claim does.
 type Holds uint8

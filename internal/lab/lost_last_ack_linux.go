@@ -59,12 +59,16 @@ func lostLastAck(s *Session) error {
 	return nil
 }
 
-// dropLastAck has the client close first, and drops its last ACK and the first repetitions of it.
-func (s *Session) dropLastAck(drops uint32, sysctls ...string) (r lastAck, err error) {
+func (s *Session) dropLastAck(drops uint32, sysctls ...string) (lastAck, error) {
 	w, err := s.wire(sysctls...)
 	if err != nil {
-		return r, err
+		return lastAck{}, err
 	}
+	return w.dropLastAck(drops)
+}
+
+// dropLastAck has the client close first, and drops its last ACK and the first repetitions of it.
+func (w *wire) dropLastAck(drops uint32) (r lastAck, err error) {
 	client, server, err := w.pair(0)
 	if err != nil {
 		return r, err

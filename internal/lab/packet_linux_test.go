@@ -37,10 +37,8 @@ const capturedPort, probePort = 41000, 1
 
 // TestCapture has tshark capture a connection whose last ACK is lost twice, beside the lab's own capture.
 func TestCapture(t *testing.T) {
+	testenv.Require(t, testenv.Tshark)
 	s := session(t)
-	if _, err := exec.LookPath("tshark"); err != nil {
-		t.Skip("no tshark here")
-	}
 	w, err := s.wire()
 	if err != nil {
 		t.Fatal(err)

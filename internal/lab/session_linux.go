@@ -207,10 +207,7 @@ func runOne(ctx context.Context, e *Entry, opts *Options) (a Answer) {
 	}
 	s := &Session{ctx: ctx, opts: opts, entry: e, answer: &a}
 	begun := time.Now()
-	err := e.run(s)
-	for i := len(s.undo) - 1; i >= 0; i-- {
-		err = errors.Join(err, s.undo[i]())
-	}
+	err := errors.Join(e.run(s), s.end())
 	a.Seconds = time.Since(begun).Seconds()
 	a.settle()
 	if err != nil {
@@ -219,14 +216,12 @@ func runOne(ctx context.Context, e *Entry, opts *Options) (a Answer) {
 	return a
 }
 
-// Able reports whether experiments can be made here: it makes a network, and lets it go. Errors are those
-// of netlab.New.
-func Able() error {
-	l, err := netlab.New(netlab.Options{Kind: netlab.Pair})
-	if err != nil {
-		return err
+// end undoes what the entry made.
+func (s *Session) end() (err error) {
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		err = errors.Join(err, s.undo[i]())
 	}
-	return l.Close()
+	return err
 }
 
 // kernel is the release of the running one.

@@ -59,15 +59,35 @@ var (
 		Should:  []Capability{cap.SYSLOG}, Loses: losesTimeWait, Traces: true,
 	}
 	RunHostNoTrace = Need{Command: "run --no-trace --net host"}
-	Serve          = Need{Command: "serve"}
-	ServeLowPort   = Need{
+	// The whole catalogue. /proc/slabinfo is root's alone.
+	LabAll = Need{
+		Command: "lab run --all",
+		Must:    Lab(true, true).Must,
+		Should:  []Capability{cap.DAC_READ_SEARCH}, Loses: "what a TIME_WAIT costs in slab is not observable", Traces: true,
+	}
+	Serve        = Need{Command: "serve"}
+	ServeLowPort = Need{
 		Command: "serve --listen ADDRESS:80",
 		Must:    []Capability{cap.NET_BIND_SERVICE},
 	}
 )
 
 // Needs is every row, in the order in which doctor shows them.
-var Needs = []Need{RunPair, RunPairNoTrace, RunHost, RunHostNoTrace, Trace, Serve, ServeLowPort}
+var Needs = []Need{RunPair, RunPairNoTrace, RunHost, RunHostNoTrace, Trace, LabAll, Serve, ServeLowPort}
+
+// Lab is what entries of the lab ask: those that capture or send packets themselves
+// CAP_NET_RAW, and those that are about what a trace says of TIME_WAIT CAP_SYSLOG.
+// Without it they would run, and find what is not so.
+func Lab(packets, timeWaits bool) Need {
+	n := Need{Command: "lab run", Must: []Capability{cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE}, Traces: true}
+	if packets {
+		n.Must = append(n.Must, cap.NET_RAW)
+	}
+	if timeWaits {
+		n.Must = append(n.Must, cap.SYSLOG)
+	}
+	return n
+}
 
 // included says which capability does for another as well
 // (include/linux/capability.h, bpf_capable and perfmon_capable).

@@ -23,6 +23,9 @@ func TestMissing(t *testing.T) {
 		// capabilities(7): CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN.
 		{Of(cap.SYS_ADMIN), RunHost, ""},
 		{Of(cap.BPF, cap.PERFMON, cap.NET_ADMIN), RunPair, "CAP_SYS_ADMIN, CAP_NET_BIND_SERVICE"},
+		{Of(cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE), Lab(false, false), ""},
+		{Of(cap.SYS_ADMIN, cap.NET_ADMIN, cap.NET_BIND_SERVICE), Lab(true, false), "CAP_NET_RAW"},
+		{Of(cap.SYS_ADMIN, cap.NET_ADMIN), LabAll, "CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYSLOG"},
 		// Capability number 0 is one like any other.
 		{Of(cap.SYS_ADMIN), Need{Must: []Capability{cap.CHOWN}}, "CAP_CHOWN"},
 		{Of(cap.CHOWN), Need{Must: []Capability{cap.CHOWN, cap.BPF}}, "CAP_BPF"},

@@ -32,6 +32,8 @@ const (
 	DuckDB Cap = "duckdb"
 	// Tshark is Wireshark's tshark, which reads captures.
 	Tshark Cap = "tshark"
+	// IPRoute2 is iproute2's ss and nstat, which ask the kernel themselves.
+	IPRoute2 Cap = "iproute2"
 )
 
 // row is one capability. Its probe returns nil, or what is missing.
@@ -49,6 +51,7 @@ var table = []row{
 	{CC, sync.OnceValue(probeCC)},
 	{DuckDB, sync.OnceValue(probeDuckDB)},
 	{Tshark, sync.OnceValue(probeTshark)},
+	{IPRoute2, sync.OnceValue(probeIPRoute2)},
 }
 
 // requireEnv names the capabilities that this machine is known to have,
