@@ -11,7 +11,7 @@ import (
 )
 
 // Census is how the ports of a range stood for a connect() that found none: each port is counted once, so that Reserved,
-// Bound, Open and the parts of TimeWait are Ports if all is known.
+// Bound, Open, the parts of TimeWait, and LeftOut are Ports if all is known.
 type Census struct {
 	Source      string  `json:"source"` // empty: not known
 	Destination string  `json:"destination"`
@@ -23,8 +23,11 @@ type Census struct {
 	Bound    int         `json:"bound"`
 	Open     int         `json:"open"` // of connections to the destination
 	TimeWait CensusWaits `json:"time_wait"`
-	Sum      int         `json:"sum"`
-	Sums     bool        `json:"sums"` // to Ports
+	// LeftOut is 1 if all but one port are accounted for and the range has an odd number of them: each search leaves one out
+	// (`remaining &= ~1U` in __inet_hash_connect), which depends on where it begins.
+	LeftOut int  `json:"left_out"`
+	Sum     int  `json:"sum"`
+	Sums    bool `json:"sums"` // to Ports
 	// Of the TIME_WAIT that was made first; null: there was none.
 	OldestSeconds *float64 `json:"oldest_seconds"`
 	// NextSeconds is when the next port comes back, from then on, if nothing closes meanwhile. A timer of this length ends up
@@ -104,6 +107,9 @@ func census(s *Summary, t *timeline.Timeline, started int64) *Census {
 	})
 	c.TimeWait = waits(s, t.AtConnect.TimeWait, finWait2)
 	c.Sum = c.Reserved + c.Bound + c.Open + c.TimeWait.total()
+	if odd := c.Ports%2 == 1 && c.Ports > 1; odd && c.Sum == c.Ports-1 && s.Options.LocalPortRange == nil {
+		c.LeftOut, c.Sum = 1, c.Ports
+	}
 	c.Sums = c.Sum == c.Ports
 	c.next(s, t.Census)
 	if r := &t.Census.Refusals; t.Census.Counted {
@@ -190,6 +196,7 @@ func (c *Census) lines(name string) []string {
 	add(&held, c.Bound, "%d bound")
 	add(&held, c.Open, "%d open")
 	add(&held, c.TimeWait.total(), "%d in TIME_WAIT")
+	add(&held, c.LeftOut, "%d that this search left out (of an odd number)")
 	add(&why, c.TimeWait.NoTimestamps, "%d have no timestamps")
 	add(&why, c.TimeWait.FinWait2, "%d wait for the peer's FIN")
 	add(&why, c.TimeWait.ReuseOff, "%d because tcp_tw_reuse is 0")
