@@ -638,7 +638,7 @@ func (j *Joiner) twEnd(ev *tcp.Event) {
 		if ev.Cause == tcp.CauseReusedByConnect {
 			j.reuse(&t)
 		} else {
-			j.gaveBack(t.path, key.port)
+			j.expired(&t, key.port)
 		}
 		j.leavePath(t.path)
 	}

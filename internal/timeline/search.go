@@ -22,6 +22,7 @@ type search struct {
 	waiting []*conn  // failed meanwhile, and want to know whether this one had a port by then
 	unknown int      // of those that this one waits for
 	freed   []uint16 // ports that were taken as it began, and were given back since
+	seen    []uint16 // ports that others found since, and that it counts as theirs
 	census  Census
 }
 
@@ -37,7 +38,7 @@ func (j *Joiner) beginSearch(c *conn) {
 	s := c.search
 	c.AtConnect = c.path.all
 	s.under, s.begun, s.unknown = true, j.now, 0
-	s.waiting, s.freed = s.waiting[:0], s.freed[:0]
+	s.waiting, s.freed, s.seen = s.waiting[:0], s.freed[:0], s.seen[:0]
 	s.census.Holdings = append(s.census.Holdings[:0], c.path.holdings...)
 	j.searching = append(j.searching, c)
 }
@@ -103,6 +104,9 @@ func (c *conn) sees(other *conn) {
 	}
 	c.AtConnect.Open++
 	c.search.holding(other.path, other.holder).Open++
+	if port := other.Tuple.Local.Port(); port != 0 {
+		c.search.seen = append(c.search.seen, port)
+	}
 }
 
 // holding is the share of a process in the ports as they stood for a search.
@@ -135,6 +139,23 @@ func (j *Joiner) gaveBack(p *pathState, port uint16) {
 		if c.path == p {
 			c.search.freed = append(c.search.freed, port)
 		}
+	}
+}
+
+// expired is gaveBack of a TIME_WAIT. The kernel lets go of the port a moment before its event: where another connect() has
+// taken it already it is counted as that one's, and as this TIME_WAIT's no more.
+func (j *Joiner) expired(t *timeWait, port uint16) {
+	for _, c := range j.searching {
+		if c.path != t.path {
+			continue
+		}
+		if at := slices.Index(c.search.seen, port); at >= 0 && t.start < c.search.begun {
+			c.search.seen = slices.Delete(c.search.seen, at, at+1)
+			c.AtConnect.TimeWait--
+			c.search.holding(t.path, int(t.holder)).TimeWait--
+			continue
+		}
+		c.search.freed = append(c.search.freed, port)
 	}
 }
 
