@@ -167,8 +167,8 @@ func TestRingsStress(t *testing.T) {
 	)
 	r := testRings(cpus, slots)
 	var (
-		clock, lost atomic.Uint64
-		writers     sync.WaitGroup
+		clock, lost, inside atomic.Uint64
+		writers             sync.WaitGroup
 	)
 	for cpu := range cpus {
 		writers.Go(func() {
@@ -183,6 +183,7 @@ func TestRingsStress(t *testing.T) {
 				if random.IntN(4) == 0 { // one that interrupts, and ends before
 					if inner := r.reserve(cpu); inner != nil {
 						commit(inner, clock.Add(1))
+						inside.Add(1)
 					}
 				}
 				commit(slot, clock.Add(1))
@@ -212,15 +213,15 @@ func TestRingsStress(t *testing.T) {
 			t.Fatalf("event %d is missing or came twice", i+1)
 		}
 	}
-	// What interrupts another has a later slot and an earlier time.
+	// What interrupts another has a later slot and an earlier time; of the others few come late.
 	late := 0
 	for i := 1; i < len(got); i++ {
 		if got[i] < got[i-1] {
 			late++
 		}
 	}
-	if late > len(got)/5 {
-		t.Errorf("%d of %d events out of order", late, len(got))
+	if late > int(inside.Load())+len(got)/10 {
+		t.Errorf("%d of %d events out of order, and %d interrupted others", late, len(got), inside.Load())
 	}
 	t.Logf("%d read, %d found no room, %d after a later one", len(got), lost.Load(), late)
 }
