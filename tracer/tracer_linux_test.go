@@ -381,7 +381,7 @@ func TestCloseDetaches(t *testing.T) {
 		}
 		for _, id := range ids {
 			// The kernel frees a program after a grace period of RCU.
-			(&scene{T: t}).await("the end of a program", func() bool {
+			(&scene{trial: &trial{T: t}}).await("the end of a program", func() bool {
 				p, err := ebpf.NewProgramFromID(id)
 				if err == nil {
 					p.Close()
