@@ -43,10 +43,21 @@ func storm(kind netlab.Kind, sysctls ...string) Options {
 	return opts
 }
 
-// do runs and checks what holds for every run in namespaces of its own.
-func do(t *testing.T, opts Options) *report.Summary {
+// hidden is a counter of the kernel's that the trace, which lost nothing, has less of: there are machines that run no program in
+// softirqs on top of some process (KNOWN_ISSUES.md). Drops of a listener have a tolerance of their own.
+func hidden(s *report.Summary) *report.CrossCheck {
+	at := slices.IndexFunc(s.CrossCheck, func(c report.CrossCheck) bool {
+		return !c.Agrees && c.Twtrace < c.Kernel && !strings.HasPrefix(c.Counter, "TcpExt.Listen")
+	})
+	if at < 0 || s.Events.Lost() != 0 {
+		return nil
+	}
+	return &s.CrossCheck[at]
+}
+
+// once does a run, and checks its recording.
+func once(t *testing.T, opts Options) (s *report.Summary, lines []report.Loop) {
 	t.Helper()
-	var lines []report.Loop
 	inner := opts.OnLoop
 	opts.OnLoop = func(l report.Loop) {
 		lines = append(lines, l)
@@ -55,8 +66,7 @@ func do(t *testing.T, opts Options) *report.Summary {
 		}
 	}
 	file := record(t, &opts)
-	ctx := t.Context()
-	s, err := Run(ctx, opts)
+	s, err := Run(t.Context(), opts)
 	if errors.Is(err, netlab.ErrNoSetting) {
 		t.Skip(err) // the kernel is older than the setting
 	}
@@ -64,6 +74,17 @@ func do(t *testing.T, opts Options) *report.Summary {
 		t.Fatal(err)
 	}
 	checkRecording(t, s, file)
+	return s, lines
+}
+
+// do runs and checks what holds for every run in namespaces of its own.
+func do(t *testing.T, opts Options) *report.Summary {
+	t.Helper()
+	s, lines := once(t, opts)
+	if row := hidden(s); row != nil && opts.network == nil && opts.Net.Kind != netlab.Host {
+		t.Logf("once more: %+v", *row)
+		s, lines = once(t, opts)
+	}
 	if len(lines) != len(s.Loops) {
 		t.Errorf("%d loops were shown, and %d are in the summary", len(lines), len(s.Loops))
 	}
