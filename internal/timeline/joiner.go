@@ -528,7 +528,7 @@ func (j *Joiner) state(ev *tcp.Event) {
 	if c.counted {
 		c.counted = false
 		j.take(c.path, c.holder, Ports{Open: -1})
-		j.gaveBack(c.path, ev.Tuple.Local.Port())
+		j.gaveBack(c.path, ev.Tuple.Local.Port(), nil)
 	}
 	if c.hasAttempt {
 		j.complete(c)
@@ -638,7 +638,7 @@ func (j *Joiner) twEnd(ev *tcp.Event) {
 		if ev.Cause == tcp.CauseReusedByConnect {
 			j.reuse(&t)
 		} else {
-			j.expired(&t, key.port)
+			j.gaveBack(t.path, key.port, &t)
 		}
 		j.leavePath(t.path)
 	}

@@ -133,30 +133,28 @@ func (j *Joiner) giveUpSearches() {
 }
 
 // gaveBack is called when a port of a path is free again: those that look for one at the time have
-// counted it as taken, and may have passed it by then.
-func (j *Joiner) gaveBack(p *pathState, port uint16) {
+// counted it as taken, and may have passed it by then. The kernel lets go of a TIME_WAIT's port a moment before its
+// event: where another connect() has taken it already it is counted as that one's, and as the TIME_WAIT's (was) no more.
+func (j *Joiner) gaveBack(p *pathState, port uint16, was *timeWait) {
 	for _, c := range j.searching {
-		if c.path == p {
+		switch {
+		case c.path != p:
+		case was != nil && was.start < c.search.begun && c.search.unsee(port):
+			c.AtConnect.TimeWait--
+			c.search.holding(p, int(was.holder)).TimeWait--
+		default:
 			c.search.freed = append(c.search.freed, port)
 		}
 	}
 }
 
-// expired is gaveBack of a TIME_WAIT. The kernel lets go of the port a moment before its event: where another connect() has
-// taken it already it is counted as that one's, and as this TIME_WAIT's no more.
-func (j *Joiner) expired(t *timeWait, port uint16) {
-	for _, c := range j.searching {
-		if c.path != t.path {
-			continue
-		}
-		if at := slices.Index(c.search.seen, port); at >= 0 && t.start < c.search.begun {
-			c.search.seen = slices.Delete(c.search.seen, at, at+1)
-			c.AtConnect.TimeWait--
-			c.search.holding(t.path, int(t.holder)).TimeWait--
-			continue
-		}
-		c.search.freed = append(c.search.freed, port)
+// unsee takes a port from those that others found, if it is one.
+func (s *search) unsee(port uint16) bool {
+	at := slices.Index(s.seen, port)
+	if at >= 0 {
+		s.seen = slices.Delete(s.seen, at, at+1)
 	}
+	return at >= 0
 }
 
 // reuse is called when a connect() takes the port of a TIME_WAIT: those that looked for
