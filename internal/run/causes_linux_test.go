@@ -217,23 +217,11 @@ func TestCauses(t *testing.T) {
 }
 
 func (p *provoked) run(t *testing.T) {
-	opts := storm(p.kind, p.sysctls...)
-	opts.Plan.Loops, opts.Plan.Connections, opts.Plan.Timeout = 1, 8, 1500*time.Millisecond
-	g := newGround(t, &opts)
-	if p.prepare != nil {
-		p.prepare(g)
+	g, s := p.storm(t)
+	if row := hidden(s); row != nil {
+		t.Logf("once more: %+v", *row)
+		g, s = p.storm(t)
 	}
-	opts.Target = g.at
-	if p.start != nil {
-		opts.OnStart = func(*report.Summary) { p.start(g) }
-	}
-	file := record(t, &opts)
-	s, err := Run(t.Context(), opts)
-	g.end()
-	if err != nil {
-		t.Fatal(err)
-	}
-	checkRecording(t, s, file)
 	if s.Unexplained != 0 || len(s.Failures) == 0 || s.Totals.Finished != 0 {
 		t.Fatalf("%d unexplained, %d finished, failures %+v", s.Unexplained, s.Totals.Finished, s.Failures)
 	}
@@ -256,6 +244,29 @@ func (p *provoked) run(t *testing.T) {
 	}
 }
 
+// storm has one fail on ground of its own, and checks its recording.
+func (p *provoked) storm(t *testing.T) (*ground, *report.Summary) {
+	t.Helper()
+	opts := storm(p.kind, p.sysctls...)
+	opts.Plan.Loops, opts.Plan.Connections, opts.Plan.Timeout = 1, 8, 1500*time.Millisecond
+	g := newGround(t, &opts)
+	if p.prepare != nil {
+		p.prepare(g)
+	}
+	opts.Target = g.at
+	if p.start != nil {
+		opts.OnStart = func(*report.Summary) { p.start(g) }
+	}
+	file := record(t, &opts)
+	s, err := Run(t.Context(), opts)
+	g.end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkRecording(t, s, file)
+	return g, s
+}
+
 // checkAccount checks what holds for every run.
 func (p *provoked) checkAccount(t *testing.T, s *report.Summary) {
 	t.Helper()
@@ -266,11 +277,7 @@ func (p *provoked) checkAccount(t *testing.T, s *report.Summary) {
 		t.Errorf("%d of %d attempts were joined", j.ByCookie, j.Attempts)
 	}
 	for _, c := range s.CrossCheck {
-		switch {
-		case c.Agrees:
-		case c.Twtrace < c.Kernel: // a burst that was not seen (KNOWN_ISSUES.md): the tracer's own tests count events one by one
-			t.Logf("%s %s: the kernel counted %d, twtrace %d", c.Side, c.Counter, c.Kernel, c.Twtrace)
-		default:
+		if !c.Agrees && !fewDropsUnseen(&c) {
 			t.Errorf("%s %s: the kernel counted %d, twtrace %d", c.Side, c.Counter, c.Kernel, c.Twtrace)
 		}
 	}
