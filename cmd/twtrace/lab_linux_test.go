@@ -2,7 +2,6 @@ package main
 
 import (
 	"slices"
-	"strings"
 	"testing"
 
 	"kernel.org/pub/linux/libs/security/libcap/cap"
@@ -71,14 +70,7 @@ func TestLabLacks(t *testing.T) {
 			cmd := command(t, worldPlain, "lab", "run", "--all")
 			asUserWith(cmd, slices.Concat(must[:i], must[i+1:], privilege.LabAll.Should))
 			code, stdout, stderr := finish(t, cmd)
-			if code != exitMachine || stdout != "" || !isOneLine(stderr) {
-				t.Errorf("exit code %d, want %d with one line; stdout %q, stderr %q", code, exitMachine, stdout, stderr)
-			}
-			for _, says := range []string{"has no " + name + ")", "sudo twtrace lab", "twtrace doctor"} {
-				if !strings.Contains(stderr, says) {
-					t.Errorf("stderr does not say %q: %s", says, stderr)
-				}
-			}
+			wantLack(t, code, stdout, stderr, "has no "+name+")", "sudo twtrace lab", "twtrace doctor")
 		})
 	}
 }

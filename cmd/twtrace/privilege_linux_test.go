@@ -194,14 +194,7 @@ func TestNeeds(t *testing.T) {
 			t.Run(need.Command+" without "+name, func(t *testing.T) {
 				less := slices.Concat(need.Must[:i], need.Must[i+1:], need.Should)
 				code, stdout, stderr := child(t, less)
-				if code != exitMachine || stdout != "" || !isOneLine(stderr) {
-					t.Errorf("exit code %d, want %d with one line; stdout %q, stderr %q", code, exitMachine, stdout, stderr)
-				}
-				for _, says := range []string{"has no " + name + ")", "sudo", "twtrace doctor"} {
-					if !strings.Contains(stderr, says) {
-						t.Errorf("stderr does not say %q: %s", says, stderr)
-					}
-				}
+				wantLack(t, code, stdout, stderr, "has no "+name+")", "sudo", "twtrace doctor")
 			})
 		}
 		if len(need.Should) == 0 {
@@ -309,5 +302,18 @@ func TestRootless(t *testing.T) {
 	}
 	if s := summary(t, stdout); s.Totals.Finished != 40 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// wantLack checks that a command has said in one line what it lacks.
+func wantLack(t *testing.T, code int, stdout, stderr string, says ...string) {
+	t.Helper()
+	if code != exitMachine || stdout != "" || !isOneLine(stderr) {
+		t.Errorf("exit code %d, want %d with one line; stdout %q, stderr %q", code, exitMachine, stdout, stderr)
+	}
+	for _, text := range says {
+		if !strings.Contains(stderr, text) {
+			t.Errorf("stderr does not say %q: %s", text, stderr)
+		}
 	}
 }
