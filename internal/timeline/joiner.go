@@ -528,7 +528,7 @@ func (j *Joiner) state(ev *tcp.Event) {
 	if c.counted {
 		c.counted = false
 		j.take(c.path, c.holder, Ports{Open: -1})
-		j.gaveBack(c.path, ev.Tuple.Local.Port(), nil)
+		j.gaveBack(c.path, ev.Tuple.Local.Port())
 	}
 	if c.hasAttempt {
 		j.complete(c)
@@ -635,11 +635,7 @@ func (j *Joiner) twEnd(ev *tcp.Event) {
 			t.path.holdings[t.holder].FinWait2--
 		}
 		t.path.dequeue(key)
-		if ev.Cause == tcp.CauseReusedByConnect {
-			j.reuse(&t)
-		} else {
-			j.gaveBack(t.path, key.port, &t)
-		}
+		j.gaveBack(t.path, key.port)
 		j.leavePath(t.path)
 	}
 	if j.opts.OnLifetime != nil {

@@ -22,7 +22,6 @@ type search struct {
 	waiting []*conn  // failed meanwhile, and want to know whether this one had a port by then
 	unknown int      // of those that this one waits for
 	freed   []uint16 // ports that were taken as it began, and were given back since
-	seen    []uint16 // ports that others found since, and that it counts as theirs
 	census  Census
 }
 
@@ -38,7 +37,7 @@ func (j *Joiner) beginSearch(c *conn) {
 	s := c.search
 	c.AtConnect = c.path.all
 	s.under, s.begun, s.unknown = true, j.now, 0
-	s.waiting, s.freed, s.seen = s.waiting[:0], s.freed[:0], s.seen[:0]
+	s.waiting, s.freed = s.waiting[:0], s.freed[:0]
 	s.census.Holdings = append(s.census.Holdings[:0], c.path.holdings...)
 	j.searching = append(j.searching, c)
 }
@@ -104,9 +103,6 @@ func (c *conn) sees(other *conn) {
 	}
 	c.AtConnect.Open++
 	c.search.holding(other.path, other.holder).Open++
-	if port := other.Tuple.Local.Port(); port != 0 {
-		c.search.seen = append(c.search.seen, port)
-	}
 }
 
 // holding is the share of a process in the ports as they stood for a search.
@@ -132,39 +128,21 @@ func (j *Joiner) giveUpSearches() {
 	}
 }
 
-// gaveBack is called when a port of a path is free again: those that look for one at the time have
-// counted it as taken, and may have passed it by then. The kernel lets go of a TIME_WAIT's port a moment before its
-// event: where another connect() has taken it already it is counted as that one's, and as the TIME_WAIT's (was) no more.
-func (j *Joiner) gaveBack(p *pathState, port uint16, was *timeWait) {
+// gaveBack is called when a port of a path is free again, or a TIME_WAIT's is taken by a connect(). Those that look for
+// one at the time have counted it as taken, and may have passed it by then. So have those that found none and
+// wait for what the others found: if it is this port, they count it already.
+func (j *Joiner) gaveBack(p *pathState, port uint16) {
 	for _, c := range j.searching {
-		switch {
-		case c.path != p:
-		case was != nil && was.start < c.search.begun && c.search.unsee(port):
-			c.AtConnect.TimeWait--
-			c.search.holding(p, int(was.holder)).TimeWait--
-		default:
-			c.search.freed = append(c.search.freed, port)
+		c.noteFreed(p, port)
+		for _, failed := range c.search.waiting {
+			failed.noteFreed(p, port)
 		}
 	}
 }
 
-// unsee takes a port from those that others found, if it is one.
-func (s *search) unsee(port uint16) bool {
-	at := slices.Index(s.seen, port)
-	if at >= 0 {
-		s.seen = slices.Delete(s.seen, at, at+1)
-	}
-	return at >= 0
-}
-
-// reuse is called when a connect() takes the port of a TIME_WAIT: those that looked for
-// one at the time will count it as the other's.
-func (j *Joiner) reuse(t *timeWait) {
-	for _, c := range j.searching {
-		if c.path == t.path {
-			c.AtConnect.TimeWait--
-			c.search.holding(t.path, int(t.holder)).TimeWait--
-		}
+func (c *conn) noteFreed(p *pathState, port uint16) {
+	if c.path == p && !slices.Contains(c.search.freed, port) {
+		c.search.freed = append(c.search.freed, port)
 	}
 }
 
