@@ -13,7 +13,7 @@ import (
 func (w *Writer) Flush() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.passAll()
+	w.sealAll()
 }
 
 // Offset and End are where a segment begins and ends in its file.
@@ -23,7 +23,7 @@ func (s *Segment) Offset() int64 { return s.offset }
 func (s *Segment) End() int64 { return s.end() }
 
 // MaxWaiting is how many records of a table can be handed over before a writer must write some.
-const MaxWaiting = buffers * perSegment
+const MaxWaiting = (blocks*maxSegments + 1) * perSegment // the last is being filled
 
 // Seal gives every whole chunk of our own in a file the checksums that belong to it, so that what is
 // beneath them can be fuzzed.

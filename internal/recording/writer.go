@@ -1,7 +1,6 @@
 package recording
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,14 +43,6 @@ const (
 	DefaultSync  = time.Second
 )
 
-// perSegment is how many records a segment has at most: what was just filled is then still in the processor's cache as it is
-// compressed (with four times as many a storm was four percent slower), and a lookup reads little of what it passes.
-const perSegment = 1024
-
-// buffers bounds what waits to be written, in segments: a third of a second of a storm, some 9 MB. If the disk
-// is slower for longer, those who hand over wait, and the trace's ring is where events are lost and counted.
-const buffers = 96
-
 // Writer writes a recording. Its methods may be called from several goroutines.
 type Writer struct {
 	opts   Options
@@ -59,11 +50,11 @@ type Writer struct {
 	name   string // as the caller said; parts of a rotated recording have a number
 
 	mu     sync.Mutex
-	filled [numTables]*buffer
+	header Header
+	enc    *encoder
 	closed bool
-	rows   uint64 // events that were handed over for the file
 
-	queue chan *buffer // has room for all buffers and a mark of rotation
+	queue chan *block // has room for all blocks and a mark of rotation
 	free  *pool
 	done  chan struct{}
 
@@ -75,13 +66,9 @@ type Writer struct {
 
 	// The rest is of the writing goroutine alone, and of Close after its end.
 
-	header  Header
 	file    *file
 	names   []string // of parts that are there
 	stopped *Stopped
-	out     []byte
-	data    bytes.Buffer
-	snappy  *s2.Writer
 }
 
 // The values of Writer.rotation.
@@ -90,52 +77,6 @@ const (
 	rotationDue
 	rotationQueued
 )
-
-// buffer is records of one table on their way to the file.
-type buffer struct {
-	table  Table
-	n      int
-	raw    []byte
-	rotate bool // none: the next file begins here
-}
-
-// pool is the buffers that are free. What was freed last is taken first: it is still in the processor's cache.
-type pool struct {
-	tokens chan struct{} // as many as may be taken
-
-	mu   sync.Mutex
-	free []*buffer
-}
-
-func newPool(n int) *pool {
-	p := &pool{tokens: make(chan struct{}, n)}
-	for range n {
-		p.tokens <- struct{}{}
-	}
-	return p
-}
-
-// take returns an empty buffer, and waits for one if all are taken.
-func (p *pool) take() *buffer {
-	<-p.tokens
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	last := len(p.free) - 1
-	if last < 0 {
-		return new(buffer)
-	}
-	b := p.free[last]
-	p.free = p.free[:last]
-	return b
-}
-
-func (p *pool) put(b *buffer) {
-	b.raw = b.raw[:0]
-	p.mu.Lock()
-	p.free = append(p.free, b)
-	p.mu.Unlock()
-	p.tokens <- struct{}{}
-}
 
 // file is the part that is being written.
 type file struct {
@@ -173,7 +114,7 @@ func create(name string, h Header, opts Options, layout *layouts) (*Writer, erro
 	}
 	w := &Writer{
 		opts: opts, layout: layout, name: name,
-		queue: make(chan *buffer, buffers+1), free: newPool(buffers),
+		queue: make(chan *block, blocks+1), free: newPool(blocks),
 		done: make(chan struct{}),
 	}
 	h.Schema, h.Version, h.Tables = Schema, Version, w.layout.describe()
@@ -183,9 +124,13 @@ func create(name string, h Header, opts Options, layout *layouts) (*Writer, erro
 	}
 	h.Enums = all
 	w.header = h
-	w.snappy = s2.NewWriter(&w.data, s2.WriterConcurrency(1), s2.WriterSnappyCompat())
+	w.enc = newEncoder(layout)
+	first := w.nextPart()
+	if first.err != nil {
+		return nil, first.err
+	}
 	var err error
-	if w.file, err = w.begin(); err != nil {
+	if w.file, err = w.begin(first.part); err != nil {
 		return nil, err
 	}
 	go w.run()
@@ -204,15 +149,9 @@ func (w *Writer) Events(events []tcp.Event) {
 		return
 	}
 	for i := range events {
-		ev := &events[i]
-		if needsDetail(ev) {
-			w.layout.detail.put(w.room(TableDetails), ev)
-		}
-		w.layout.event.put(w.room(TableEvents), w.rows, ev)
-		w.rows++
-		if w.filled[TableEvents].n == perSegment {
-			w.pass(TableDetails) // before the events that they are of
-			w.pass(TableEvents)
+		if w.enc.event(&events[i]) {
+			w.seal(TableDetails) // before the events that they are of
+			w.seal(TableEvents)
 		}
 	}
 }
@@ -225,9 +164,8 @@ func (w *Writer) Attempts(attempts []tcp.Attempt) {
 		return
 	}
 	for i := range attempts {
-		w.layout.attempt.put(w.room(TableAttempts), &attempts[i])
-		if w.filled[TableAttempts].n == perSegment {
-			w.pass(TableAttempts)
+		if w.enc.attempt(&attempts[i]) {
+			w.seal(TableAttempts)
 		}
 	}
 }
@@ -244,9 +182,8 @@ func (w *Writer) Sample(s Sample) {
 	if w.closed {
 		return
 	}
-	w.layout.sample.put(w.room(TableSamples), &s)
-	if w.filled[TableSamples].n == perSegment {
-		w.pass(TableSamples)
+	if w.enc.sample(&s) {
+		w.seal(TableSamples)
 	}
 }
 
@@ -267,42 +204,48 @@ func (w *Writer) Rotate() {
 	if w.closed || !w.rotation.CompareAndSwap(rotationDue, rotationQueued) {
 		return
 	}
-	w.passAll()
-	w.rows = 0
-	w.queue <- &buffer{rotate: true}
+	w.sealAll()
+	w.queue <- w.nextPart()
 }
 
-// room returns where the next record of a table goes. The caller holds mu.
-func (w *Writer) room(t Table) []byte {
-	b := w.filled[t]
-	if b == nil {
-		b = w.free.take()
-		b.table, b.n = t, 0
-		w.filled[t] = b
-	}
-	size := w.layout.size[t]
-	at := b.n * size
-	b.n++
-	if need := at + size; need > cap(b.raw) {
-		b.raw = append(make([]byte, 0, min(4*need, perSegment*size)), b.raw[:at]...)
-	}
-	b.raw = b.raw[:at+size]
-	record := b.raw[at:]
-	clear(record[size-8:]) // the end may have no field
-	return record
+// nextPart is the mark after which the next file begins. The caller holds mu.
+func (w *Writer) nextPart() *block {
+	w.header.Part++
+	w.header.Clock = w.opts.Now()
+	p := &part{name: w.partName(w.header.Part)}
+	err := p.encode(&w.header)
+	w.enc.begin(p.id)
+	return &block{part: p, err: err}
 }
 
-// pass queues what is filled of a table. The caller holds mu.
-func (w *Writer) pass(t Table) {
-	if b := w.filled[t]; b != nil {
-		w.filled[t] = nil
+// seal ends a segment, and queues the block that it is in if that is full. It waits while all blocks are queued. The
+// caller holds mu.
+func (w *Writer) seal(t Table) {
+	w.needBlock()
+	w.enc.seal(t, w.lost.Load(), w.skipped.Load())
+	if w.enc.block.full() {
+		w.send()
+	}
+}
+
+// sealAll ends all segments, and queues them. The caller holds mu.
+func (w *Writer) sealAll() {
+	w.needBlock()
+	w.enc.sealAll(w.lost.Load(), w.skipped.Load())
+	w.send()
+}
+
+func (w *Writer) needBlock() {
+	if w.enc.block == nil {
+		w.enc.block = w.free.take()
+	}
+}
+
+// send queues what is sealed. The caller holds mu.
+func (w *Writer) send() {
+	if b := w.enc.block; b != nil && b.segments > 0 {
+		w.enc.block = nil
 		w.queue <- b
-	}
-}
-
-func (w *Writer) passAll() {
-	for _, t := range []Table{TableDetails, TableEvents, TableAttempts, TableSamples} {
-		w.pass(t)
 	}
 }
 
@@ -327,16 +270,23 @@ func (w *Writer) run() {
 	}
 }
 
-// flush queues what is filled, or says when to try again because somebody is just handing over. The queue
-// has room for all buffers there are.
+// flush writes what was handed over, or says when to try again because somebody is just handing over.
 func (w *Writer) flush() (again <-chan time.Time) {
 	if !w.mu.TryLock() {
 		return time.After(time.Millisecond)
 	}
-	if !w.closed {
-		w.passAll()
+	if w.enc.block == nil {
+		w.enc.block = w.free.tryTake()
+	}
+	room := w.enc.block != nil // else all are queued, for this goroutine
+	if room && !w.closed {
+		w.enc.sealAll(w.lost.Load(), w.skipped.Load())
+		w.send()
 	}
 	w.mu.Unlock()
+	if !room {
+		return time.After(time.Millisecond)
+	}
 	if w.stopped == nil {
 		if err := w.file.sync(w.opts.SyncEvery); err != nil {
 			w.stop(err)
@@ -351,20 +301,24 @@ func (w *Writer) flush() (again <-chan time.Time) {
 // rotateSoon asks for a rotation, unless one is on its way.
 func (w *Writer) rotateSoon() { w.rotation.CompareAndSwap(noRotation, rotationDue) }
 
-// write writes a buffer as a segment, and frees it.
-func (w *Writer) write(b *buffer) {
-	if b.rotate {
-		w.next()
+// write writes a block, and frees it.
+func (w *Writer) write(b *block) {
+	if b.part != nil {
+		w.next(b)
 		w.rotation.Store(noRotation)
 		return
 	}
 	if w.stopped == nil {
-		if err := w.segment(b); err != nil {
+		if err := w.file.write(b); err != nil {
 			w.stop(err)
 		}
 	}
 	if w.stopped != nil {
-		w.stopped.Dropped[b.table.String()] += uint64(b.n)
+		for t, n := range b.records {
+			if n > 0 {
+				w.stopped.Dropped[Table(t).String()] += n
+			}
+		}
 	}
 	if w.opts.RotateSize > 0 && w.file.offset >= w.opts.RotateSize {
 		w.rotateSoon()
@@ -372,73 +326,30 @@ func (w *Writer) write(b *buffer) {
 	w.free.put(b)
 }
 
-// segment appends a segment to the file.
-func (w *Writer) segment(b *buffer) error {
-	f := w.file
-	s := Segment{
-		id: f.id, Table: b.table, Seq: f.segments, First: f.records[b.table], Size: w.layout.size[b.table],
-		Lost: w.lost.Load(), Skipped: w.skipped.Load(),
+// write appends a block.
+func (f *file) write(b *block) error {
+	if b.err != nil {
+		return b.err
 	}
-	w.index(&s, b)
-	w.data.Reset()
-	if err := errors.Join(w.snappy.EncodeBuffer(b.raw), w.snappy.Flush()); err != nil {
-		return fmt.Errorf("compress: %w", err)
-	}
-	data := bytes.TrimPrefix(w.data.Bytes(), []byte(streamID)) // the file has begun with it
-	s.Length, s.sum = len(data), checksum(data)
-	w.out = append(s.append(w.out[:0]), data...)
-	if err := f.append(w.out); err != nil {
+	if err := f.append(b.data); err != nil {
 		return err
 	}
-	f.segments++
-	f.records[b.table] += uint64(b.n)
+	f.segments += b.segments
+	for t, n := range b.records {
+		f.records[t] += n
+	}
 	return nil
 }
 
-// index notes what is in a buffer.
-func (w *Writer) index(s *Segment, b *buffer) {
-	s.index(b.n)
-	for at := 0; at < len(b.raw); at += s.Size {
-		r := b.raw[at:]
-		switch b.table {
-		case TableEvents:
-			l := &w.layout.event
-			s.addTime(int64(le.Uint64(r[l.mono:])))
-			s.addCookie(tcp.Cookie(le.Uint64(r[l.cookie:])))
-			s.addErrno(le.Uint16(r[l.errno:]))
-			s.ports.add(uint64(le.Uint16(r[l.localPort:])))
-			s.ports.add(uint64(le.Uint16(r[l.peerPort:])))
-		case TableAttempts:
-			l := &w.layout.attempt
-			s.addTime(int64(le.Uint64(r[l.closed:])))
-			s.addCookie(tcp.Cookie(le.Uint64(r[l.cookie:])))
-			s.addErrno(le.Uint16(r[l.errno:]))
-			s.ports.add(uint64(le.Uint16(r[l.localPort:])))
-		case TableSamples:
-			s.addTime(int64(le.Uint64(r[w.layout.sample.mono:])))
-		}
-	}
-}
-
-// begin makes the next file and writes what it begins with.
-func (w *Writer) begin() (*file, error) {
-	w.header.Part++
-	w.header.Clock = w.opts.Now()
-	text, err := json.Marshal(&w.header)
-	if err != nil {
-		return nil, fmt.Errorf("write the header of a recording: %w", err)
-	}
-	version := le.AppendUint32(nil, Version)
-	head := appendChunk([]byte(streamID), chunkHeader, magicHeader, append(version, text...))
-	if len(head) > maxChunk {
-		return nil, fmt.Errorf("write the header of a recording: it has %d bytes", len(head))
-	}
-	f := &file{name: w.partName(w.header.Part), id: le.Uint32(head[len(head)-4:]), begun: time.Now(), synced: time.Now()}
+// begin makes a file and writes what it begins with.
+func (w *Writer) begin(p *part) (*file, error) {
+	f := &file{name: p.name, id: p.id, begun: time.Now(), synced: time.Now()}
+	var err error
 	if f.f, err = w.opts.Create(f.name); err != nil {
 		return nil, err // names the file
 	}
 	f.reserve = newReserve(f.name)
-	if err := f.append(head); err != nil {
+	if err := f.append(p.head); err != nil {
 		return nil, errors.Join(err, f.f.Close(), f.reserve.free())
 	}
 	w.names = append(w.names, f.name)
@@ -465,13 +376,17 @@ func (w *Writer) stop(err error) {
 
 // next begins another part of a rotated recording, and ends the one before: if there can be no other, the
 // one that is there says why.
-func (w *Writer) next() {
+func (w *Writer) next(mark *block) {
 	if w.stopped != nil {
+		return
+	}
+	if mark.err != nil {
+		w.stop(mark.err)
 		return
 	}
 	foot := w.footer(nil)
 	last := w.file
-	f, err := w.begin()
+	f, err := w.begin(mark.part)
 	if err != nil {
 		w.stop(err)
 		return
@@ -541,7 +456,7 @@ func (w *Writer) Close(summary json.RawMessage) error {
 func (w *Writer) close(summary json.RawMessage) error {
 	w.mu.Lock()
 	w.closed = true
-	w.passAll()
+	w.sealAll()
 	close(w.queue)
 	w.mu.Unlock()
 	<-w.done

@@ -61,14 +61,14 @@ func inOrder(t *testing.T, events []tcp.Event, n int) {
 func TestStalledDisk(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		resume, clocks := make(chan struct{}), 0
+		resume, files := make(chan struct{}), 0
 		w, err := recording.Create(filepath.Join(dir, "a.twt"), recording.Header{}, recording.Options{
 			RotateSize: 1,
-			Now: func() recording.Clock {
-				if clocks++; clocks > 1 { // the first is of Create; then it is the writing goroutine's
+			Create: func(name string) (*os.File, error) {
+				if files++; files > 1 { // the first is of Create; then it is the writing goroutine's
 					<-resume
 				}
-				return recording.Clock{MonoNS: 1}
+				return os.Create(name)
 			},
 		})
 		if err != nil {
