@@ -90,7 +90,7 @@ func TestTables(t *testing.T) {
 		held: 30, heldBig: 60, hold: time.Second, holdBig: time.Second, sources: 2, filled: []int{0, 1}, searches: 12,
 	}
 	want := map[string]int{
-		"shape": 80, "ends": 80, "cores": 80, "fin": 80, "concurrency": 60, "trace": 80, "record": 160, "memory": 30, "tools": 60, "big": 60, "search": 12, "classic": 80,
+		"shape": 80, "ends": 80, "cores": 80, "fin": 80, "concurrency": 60, "trace": 80, "record": 80, "memory": 30, "tools": 60, "big": 60, "search": 12, "classic": 80,
 	}
 	for _, table := range tables(small) {
 		t.Run(table.name, func(t *testing.T) {

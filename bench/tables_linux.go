@@ -86,8 +86,8 @@ func tables(s shapes) []table {
 			rounds: 7, columns: whole, rows: s.traceRows(),
 		},
 		{
-			name: "record", title: fmt.Sprintf("%d × %d traced, with and without a recording", 2*s.loops, s.connections),
-			rounds: 7, columns: join(speedColumns, cpuColumns, []column{eventColumn, bytesColumn, peakColumn, failedColumn}), rows: s.recordRows(),
+			name: "record", title: fmt.Sprintf("%d × %d traced, with and without a recording", s.loops, s.connections),
+			rounds: 25, columns: join(speedColumns, cpuColumns, []column{eventColumn, bytesColumn, peakColumn, failedColumn}), rows: s.recordRows(),
 		},
 		{
 			name: "memory", title: "all of a storm open together",
@@ -192,7 +192,7 @@ func (s *shapes) closings(loops int) []struct {
 }
 
 func (s *shapes) recordRows() (rows []row) {
-	for _, close := range s.closings(2 * s.loops) {
+	for _, close := range s.closings(s.loops) {
 		without := traced(close.name+", traced", close.shape)
 		rows = append(rows, without, recorded(close.name+", traced, recorded", close.shape).to(without.name))
 	}
