@@ -17,11 +17,11 @@ const maxSearching = 64
 //
 // A connection has one only while it looks, or has failed to find any: many connections are open at once, and few look.
 type search struct {
-	under   bool     // way
-	begun   int64    // CLOCK_MONOTONIC ns
-	waiting []*conn  // failed meanwhile, and want to know whether this one had a port by then
-	unknown int      // of those that this one waits for
-	freed   []uint16 // ports that were taken as it began, and were given back since
+	under   bool    // way
+	begun   int64   // CLOCK_MONOTONIC ns
+	waiting []*conn // failed meanwhile, and want to know whether this one had a port by then
+	unknown int     // of those that this one waits for
+	freed   portSet // ports that were taken as it began, and were given back since
 	census  Census
 }
 
@@ -37,7 +37,8 @@ func (j *Joiner) beginSearch(c *conn) {
 	s := c.search
 	c.AtConnect = c.path.all
 	s.under, s.begun, s.unknown = true, j.now, 0
-	s.waiting, s.freed = s.waiting[:0], s.freed[:0]
+	s.waiting = s.waiting[:0]
+	s.freed.clear()
 	s.census.Holdings = append(s.census.Holdings[:0], c.path.holdings...)
 	j.searching = append(j.searching, c)
 }
@@ -97,8 +98,8 @@ func (c *conn) waits() bool { return c.search != nil && c.search.unknown != 0 }
 // sees counts the port that another connect() found as taken, unless it was already as this
 // one began, and was given back only then.
 func (c *conn) sees(other *conn) {
-	if at := slices.Index(c.search.freed, other.Tuple.Local.Port()); at >= 0 && other.Tuple.Local.Port() != 0 {
-		c.search.freed = slices.Delete(c.search.freed, at, at+1)
+	if port := other.Tuple.Local.Port(); c.search.freed[port] {
+		delete(c.search.freed, port)
 		return
 	}
 	c.AtConnect.Open++
@@ -141,9 +142,24 @@ func (j *Joiner) gaveBack(p *pathState, port uint16) {
 }
 
 func (c *conn) noteFreed(p *pathState, port uint16) {
-	if c.path == p && !slices.Contains(c.search.freed, port) {
-		c.search.freed = append(c.search.freed, port)
+	if c.path != p || port == 0 {
+		return
 	}
+	if c.search.freed == nil {
+		c.search.freed = make(portSet)
+	}
+	c.search.freed[port] = true
+}
+
+// portSet may get a whole range: a connect() waits for minutes for a peer that does not answer.
+type portSet map[uint16]bool
+
+// clear empties it, and does not keep much room.
+func (s *portSet) clear() {
+	if len(*s) > 256 {
+		*s = nil
+	}
+	clear(*s)
 }
 
 // searchFailed reports whether an event shows that no port was found.
