@@ -22,7 +22,7 @@ const (
 	blockSize   = 256 << 10
 )
 
-// blocks bounds what waits to be written: half a second of a storm, 3 MB, and 8 MB of what can't be compressed. If the disk
+// blocks bounds what waits to be written: half a second of a storm, some 4 MB, and 8 MB of what can't be compressed. If the disk
 // is slower for longer, those who hand over wait, and the trace's ring is where events are lost and counted.
 const blocks = 24
 
