@@ -170,7 +170,7 @@ func (s *shapes) concurrencyRows() (rows []row) {
 }
 
 func (s *shapes) traceRows() (rows []row) {
-	for _, close := range s.closings(s.loops) {
+	for _, close := range s.closings() {
 		without := ours(close.name+", no trace", close.shape)
 		rows = append(rows, without, traced(close.name+", traced", close.shape).to(without.name))
 	}
@@ -178,7 +178,7 @@ func (s *shapes) traceRows() (rows []row) {
 }
 
 // closings are the two ways for a storm to end its connections without running out of ports.
-func (s *shapes) closings(loops int) []struct {
+func (s *shapes) closings() []struct {
 	name  string
 	shape storm
 } {
@@ -186,13 +186,13 @@ func (s *shapes) closings(loops int) []struct {
 		name  string
 		shape storm
 	}{
-		{"RST", storm{loops: loops, connections: s.connections, linger: true}},
-		{"FIN", storm{loops: loops, connections: s.connections, reuse: "1", ports: wide}},
+		{"RST", storm{loops: s.loops, connections: s.connections, linger: true}},
+		{"FIN", storm{loops: s.loops, connections: s.connections, reuse: "1", ports: wide}},
 	}
 }
 
 func (s *shapes) recordRows() (rows []row) {
-	for _, close := range s.closings(s.loops) {
+	for _, close := range s.closings() {
 		without := traced(close.name+", traced", close.shape)
 		rows = append(rows, without, recorded(close.name+", traced, recorded", close.shape).to(without.name))
 	}

@@ -16,7 +16,7 @@ import (
 // compressed, and a lookup reads little of what it passes.
 const perSegment = 1024
 
-// A block is full with so many segments, or bytes: half of a flush of a storm.
+// A block is full with so many segments, or bytes: what a storm brings between two flushes.
 const (
 	maxSegments = 16
 	blockSize   = 256 << 10

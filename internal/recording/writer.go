@@ -280,8 +280,7 @@ func (w *Writer) flush() (again <-chan time.Time) {
 	}
 	room := w.enc.block != nil // else all are queued, for this goroutine
 	if room && !w.closed {
-		w.enc.sealAll(w.lost.Load(), w.skipped.Load())
-		w.send()
+		w.sealAll()
 	}
 	w.mu.Unlock()
 	if !room {

@@ -140,3 +140,56 @@ func TestCensusSums(t *testing.T) {
 		})
 	}
 }
+
+// TestPortsChangeHands is the model's orders one by one: a port counts as what it was as the search began, or as what was found since,
+// and once.
+func TestPortsChangeHands(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before, after func(s *stream) // the failure
+		want          Ports
+	}{
+		"expired, taken": {before: func(s *stream) {
+			s.end(1, 40001, tcp.CauseExpired)
+			s.state(2, 40001, tcp.SynSent, tcp.Established, 0, 0)
+		}, want: Ports{TimeWait: 1}},
+		"expired, failed, taken": {before: func(s *stream) {
+			s.end(1, 40001, tcp.CauseExpired)
+		}, after: func(s *stream) {
+			s.state(2, 40001, tcp.SynSent, tcp.Established, 0, 0)
+		}, want: Ports{TimeWait: 1}},
+		"failed, expired, taken": {after: func(s *stream) {
+			s.end(1, 40001, tcp.CauseExpired)
+			s.state(2, 40001, tcp.SynSent, tcp.Established, 0, 0)
+		}, want: Ports{TimeWait: 1}},
+		"failed, reused": {after: func(s *stream) {
+			s.end(1, 40001, tcp.CauseReusedByConnect)
+			s.state(2, 40001, tcp.SynSent, tcp.Established, 0, 0)
+		}, want: Ports{TimeWait: 1}},
+		"taken, closed, killed": {before: func(s *stream) {
+			s.state(2, 40002, tcp.SynSent, tcp.Established, 0, 0)
+			s.closeFirst(2, 40002)
+			s.end(2, 40002, tcp.CauseKilledByRst)
+		}, want: Ports{TimeWait: 1, Open: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s stream
+			s.connect(1, 40001)
+			s.closeFirst(1, 40001)
+			s.state(2, 0, tcp.Close, tcp.SynSent, 0, 0)
+			s.state(3, 0, tcp.Close, tcp.SynSent, 0, 0)
+			if tt.before != nil {
+				tt.before(&s)
+			}
+			s.state(3, 0, tcp.SynSent, tcp.Close, 0, tcp.EADDRNOTAVAIL)
+			if tt.after != nil {
+				tt.after(&s)
+			}
+			j, r := newJoiner()
+			j.Attempts([]tcp.Attempt{failed(3, tcp.EADDRNOTAVAIL)})
+			j.Events(s.events)
+			if tl := r.only(t); tl.AtConnect != tt.want {
+				t.Errorf("the ports stood at %+v, want %+v", tl.AtConnect, tt.want)
+			}
+		})
+	}
+}
