@@ -263,7 +263,7 @@ func TestOverflowSeen(t *testing.T) {
 		s.close(c.client)
 		s.waitEOF(c.server)
 		s.write(c.server)
-		_, _ = s.read(c.server) // the RST
+		s.awaitReset()
 		s.close(c.server)
 		s.finish()
 		s.wantCounter("client.TcpExt.TCPAbortOnData", 1)

@@ -551,6 +551,7 @@ var scenarios = []scenario{
 			for range 2 {
 				c := s.dial(bound)
 				s.closeFirst(c.client, c.server)
+				s.settle()
 			}
 		},
 		counters: map[string]uint64{"client.TcpExt.TW": 2, "client.TcpExt.TWRecycled": 1},
@@ -587,6 +588,7 @@ var scenarios = []scenario{
 			for range 2 {
 				c := s.dial(bound)
 				s.closeFirst(c.server, c.client)
+				s.settle()
 			}
 		},
 		counters: map[string]uint64{"server.TcpExt.TW": 2, "server.TcpExt.TWRecycled": 0, "client.TcpExt.TW": 0},
@@ -602,6 +604,7 @@ var scenarios = []scenario{
 			s.waitEOF(c.server)
 			s.await("the minisock", func() bool { return s.minisocksIn(s.lab.Client(), tcp.FinWait2) == 1 })
 			s.write(c.server)
+			s.awaitReset()
 			s.await("its end", func() bool { return len(s.minisocks(s.lab.Client())) == 0 })
 			s.close(c.server)
 		},
@@ -666,7 +669,7 @@ var scenarios = []scenario{
 			s.must("TCP_LINGER2", unix.SetsockoptInt(c.client, unix.IPPROTO_TCP, unix.TCP_LINGER2, -1))
 			s.close(c.client)
 			s.waitEOF(c.server)
-			s.await("the client's end", func() bool { return !s.has(s.lab.Client(), tcp.FinWait1, tcp.FinWait2) })
+			s.awaitReset()
 			s.close(c.server)
 		},
 		counters: map[string]uint64{"client.TcpExt.TCPTimeWaitOverflow": 0, "client.Tcp.OutRsts": 1},
@@ -792,7 +795,7 @@ func noOverflow(name string, end func(*scene, conn)) scenario {
 			s.waitEOF(c.server)
 			s.await("FIN_WAIT2", func() bool { return s.has(s.lab.Client(), tcp.FinWait2) })
 			end(s, c)
-			_, _ = s.read(c.server) // the RST
+			s.awaitReset()
 			for _, fd := range []int{c.client, c.server} {
 				if s.open[fd] {
 					s.close(fd)
@@ -1021,6 +1024,13 @@ func (s *scene) waitReset(fd int) {
 		s.Fatalf("read %d bytes, %v; want ECONNRESET", n, err)
 	}
 	s.close(fd)
+}
+
+// awaitReset waits until the peer's RST has ended the server's half-open connection. Its
+// socket would not say so: it has read the FIN, and every read() after that gives 0.
+func (s *scene) awaitReset() {
+	s.Helper()
+	s.await("the RST", func() bool { return !s.has(s.lab.Server(), tcp.CloseWait) })
 }
 
 // resetTimeWait brings the client into TIME_WAIT and sends it an RST with the
