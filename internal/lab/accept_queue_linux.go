@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -120,15 +121,42 @@ func (q *backlogLab) late() (k *Socket, at netip.AddrPort, begun time.Time, err 
 	return k, at, begun, err
 }
 
-// handshakes is connect, but the last ACK of each is lost on its way to the listener.
+// handshakes is connect, but the last ACK of each is lost on its way to the listener. It stays on one processor, and so
+// do the timers that repeat the SYN+ACKs (TIMER_PINNED in reqsk_queue_hash_req) and the ACKs that answer them: two
+// processors that find room for one more at the same time both take it (sk_acceptq_is_full in tcp_v4_syn_recv_sock,
+// without the listener's lock), and the accept queue has one too many.
 func (q *backlogLab) handshakes(n int, options ...Option) (list []*Socket, err error) {
 	if err := q.listener.Drop(dropAcks); err != nil {
 		return nil, err
 	}
-	if list, err = q.connect(n, options...); err != nil {
+	err = onOneCPU(func() error {
+		list, err = q.connect(n, options...)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	return list, q.listener.Drop(nil)
+}
+
+// onOneCPU runs f on a thread that is bound to a processor, and ends with it.
+func onOneCPU(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		cpus, err := loadgen.AllowedCPUs()
+		if err == nil {
+			var set unix.CPUSet
+			set.Set(cpus[0])
+			err = unix.SchedSetaffinity(0, &set)
+		}
+		if err != nil {
+			done <- fmt.Errorf("bind a thread to a processor: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 // counted is by how much a counter of the server has risen.

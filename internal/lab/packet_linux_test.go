@@ -23,10 +23,8 @@ func session(t *testing.T) *Session {
 	testenv.Require(t, testenv.Root, testenv.NetNS, testenv.Veth, testenv.BPF)
 	s := &Session{ctx: t.Context(), opts: &Options{}, entry: &Entry{Name: t.Name()}, answer: &Answer{Evidence: Evidence{}}}
 	t.Cleanup(func() {
-		for i := len(s.undo) - 1; i >= 0; i-- {
-			if err := s.undo[i](); err != nil {
-				t.Error(err)
-			}
+		if err := s.end(); err != nil {
+			t.Error(err)
 		}
 	})
 	return s
