@@ -126,12 +126,30 @@ func (q *backlogLab) late() (k *Socket, at netip.AddrPort, begun time.Time, err 
 // processors that find room for one more at the same time both take it (sk_acceptq_is_full in tcp_v4_syn_recv_sock,
 // without the listener's lock), and the accept queue has one too many.
 func (q *backlogLab) handshakes(n int, options ...Option) (list []*Socket, err error) {
+	err = q.s.Wait("the last ACKs of those before", patience, func() (bool, error) {
+		n, err := inState(q.net.Server(), tcp.SynRecv)
+		return n == 0, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	before, err := q.listener.Drops()
+	if err != nil {
+		return nil, err
+	}
 	if err := q.listener.Drop(dropAcks); err != nil {
 		return nil, err
 	}
 	err = onOneCPU(func() error {
 		list, err = q.connect(n, options...)
 		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = q.s.Wait("the last ACKs to be dropped", patience, func() (bool, error) {
+		now, err := q.listener.Drops()
+		return int(now-before) >= n, err
 	})
 	if err != nil {
 		return nil, err

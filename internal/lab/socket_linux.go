@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +80,19 @@ func (k *Socket) Drop(filter []unix.SockFilter) error {
 		return unix.SetsockoptInt(k.FD, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 	}
 	return unix.SetsockoptSockFprog(k.FD, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+}
+
+// Drops is how much of what arrived for the socket the kernel has dropped (sk_drops, by SO_MEMINFO).
+func (k *Socket) Drops() (uint32, error) {
+	const drops, number = 8, 9 // SK_MEMINFO_DROPS and SK_MEMINFO_VARS, include/uapi/linux/sock_diag.h
+	var vars [number]uint32
+	size := uint32(unsafe.Sizeof(vars))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(k.FD), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&vars)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 || uintptr(size) < unsafe.Sizeof(vars) {
+		return 0, fmt.Errorf("SO_MEMINFO: %d bytes, %w", size, errno)
+	}
+	return vars[drops], nil
 }
 
 // Socket makes a socket in a namespace; it is closed when the entry ends.
