@@ -104,10 +104,21 @@ func (q *backlogLab) connect(n int, options ...Option) (list []*Socket, err erro
 	return list, nil
 }
 
+// fill is connect, until the connections are in the accept queue.
+func (q *backlogLab) fill(n int) (list []*Socket, err error) {
+	if list, err = q.connect(n); err != nil {
+		return nil, err
+	}
+	return list, q.s.Wait("the accept queue to have them", patience, func() (bool, error) {
+		there, err := inState(q.net.Server(), tcp.Established)
+		return there >= n, err
+	})
+}
+
 // late fills an accept queue that has room for one, and begins a connect() that finds it full; at is where that
 // comes from, begun just before.
 func (q *backlogLab) late() (k *Socket, at netip.AddrPort, begun time.Time, err error) {
-	if _, err = q.connect(1); err != nil {
+	if _, err = q.fill(1); err != nil {
 		return nil, at, begun, err
 	}
 	if k, err = q.s.Socket(q.net.Client(), false); err != nil {
@@ -260,7 +271,7 @@ func (s *Session) overflow(sysctls ...string) (q *backlogLab, clients []*Socket,
 	if q, err = s.backlogLab(backlog, sysctls...); err != nil {
 		return nil, nil, nil, err
 	}
-	first, err := q.connect(waiting)
+	first, err := q.fill(waiting)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -571,7 +582,7 @@ func (s *Session) cookieAcks() (*cookieAck, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := q.connect(1); err != nil { // fills the queue
+	if _, err := q.fill(1); err != nil {
 		return nil, err
 	}
 	for _, k := range clients {
@@ -654,7 +665,7 @@ func (s *Session) nobodyAccepts() (*nobodyAccepts, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, err := q.connect(room); err != nil {
+		if _, err := q.fill(room); err != nil {
 			return nil, err
 		}
 		sent, err := q.counted("TcpExt.SyncookiesSent") // by mode 2: all
@@ -781,7 +792,7 @@ func (s *Session) closesAll() (*closing, error) {
 	if err != nil {
 		return nil, err
 	}
-	clients, err := q.connect(2 * each)
+	clients, err := q.fill(2 * each)
 	if err != nil {
 		return nil, err
 	}
