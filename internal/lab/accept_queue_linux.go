@@ -222,7 +222,20 @@ func (q *backlogLab) accept(limit time.Duration) (list []accepted, err error) {
 	}
 }
 
-// soon is how long accept() waits for what is there already, or was just sent.
+// revived is accept, for a connection that what a client has just sent is to bring.
+func (q *backlogLab) revived() (list []accepted, err error) {
+	k, peer, err := q.s.Accept(q.listener, patience)
+	if errors.Is(err, unix.ETIMEDOUT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	more, err := q.accept(soon)
+	return append([]accepted{{k, peer}}, more...), err
+}
+
+// soon is how long accept() waits for what is there already, or should not be.
 const soon = 200 * time.Millisecond
 
 // ports are the local ports of sockets.
@@ -446,13 +459,11 @@ func (s *Session) overflowAborts() (*overflowed, error) {
 		return nil, err
 	}
 	err = s.Wait("RSTs", patience, func() (bool, error) {
-		n, err := q.counted("Tcp.OutRsts")
-		return n >= tooMany, err
+		o.Established, o.Reset = 0, 0
+		err := o.states(clients)
+		return o.Reset >= tooMany, err
 	})
 	if err != nil {
-		return nil, err
-	}
-	if err := o.states(clients); err != nil {
 		return nil, err
 	}
 	all, err := q.accept(soon)
@@ -537,7 +548,7 @@ func (c *cookieFindings) revive(q *backlogLab, lost []*Socket) error {
 	if err := lost[0].Close(); err != nil {
 		return err
 	}
-	came, err := q.accept(soon)
+	came, err := q.revived()
 	if err != nil {
 		return err
 	}
@@ -549,7 +560,7 @@ func (c *cookieFindings) revive(q *backlogLab, lost []*Socket) error {
 	if err := lost[1].Send([]byte{1}); err != nil {
 		return err
 	}
-	if came, err = q.accept(soon); err != nil {
+	if came, err = q.revived(); err != nil {
 		return err
 	}
 	c.AfterData = len(came)
