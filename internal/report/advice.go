@@ -24,6 +24,9 @@ func advice(s *Summary, cause verdict.Cause, detail verdict.Detail) []string {
 	case verdict.SynUnanswered:
 		return []string{fmt.Sprintf("look for a filter on the way to %s, a peer that is gone, or no route back; tcp_syn_retries (%s here) is how often a SYN is sent again", s.Target, setting(s, SysctlRetries))}
 	case verdict.Unreachable:
+		if detail == verdict.ICMPError {
+			return []string{fmt.Sprintf("`ip neigh` says whether the next hop to %s answers (FAILED: it does not); if it does, a router or a packet filter beyond it refused: `tcpdump 'icmp or icmp6'` shows which", s.Target)}
+		}
 		return []string{fmt.Sprintf("there is no route to %s from the client's namespace, or none beyond: see `ip route get` there (EINVAL: a route of type blackhole)", s.Target)}
 	}
 	if text := plainAdvice[cause]; text != "" {
@@ -164,6 +167,8 @@ func shutOutAdvice(s *Summary, cause verdict.Cause, detail verdict.Detail) []str
 			queueAdvice(s),
 			"tcp_abort_on_overflow decides what the client hears: 1, an RST at once; 0, nothing until the SYN+ACK was repeated in vain",
 		}
+	case detail == verdict.ICMPError:
+		return []string{fmt.Sprintf("a packet filter at %s, or on the way there, rejects the SYN (`-j REJECT` of iptables and `reject` of nft send this error unless told otherwise): look there, and not for the listener; `tcpdump 'icmp or icmp6'` shows which", s.Target)}
 	case detail == verdict.InTimeWait:
 		return []string{fmt.Sprintf("nothing listens at %s any more: start the server again", s.Target)}
 	}

@@ -99,6 +99,7 @@ var sentences = map[verdict.Verdict]string{
 	{Cause: verdict.TupleBusy}:                                     "The kernel refused connect(): the bound address and port are in use towards this destination.",
 	{Cause: verdict.Refused}:                                       "An RST answered the SYN; who sent it was not traced.",
 	{Cause: verdict.Refused, Detail: verdict.AbortOnOverflow}:      "The listener answered the last ACK of the handshake by RST: its accept queue was full, and tcp_abort_on_overflow is 1.",
+	{Cause: verdict.Refused, Detail: verdict.ICMPError}:            "No RST came: an ICMP error that says \"port unreachable\" ended connect(), as a packet filter sends it that rejects.",
 	{Cause: verdict.Refused, Detail: verdict.InTimeWait}:           "A TIME_WAIT of the peer answered the first SYN; when that was ended by RST nobody listened for the next.",
 	{Cause: verdict.NeverAccepted, Detail: verdict.InAcceptQueue}:  "The handshake was done, and the connection waited in the accept queue: accept() never returned it.",
 	{Cause: verdict.NeverAccepted, Detail: verdict.ListenerClosed}: "The connection waited in the accept queue as the listener was closed: the kernel reset it.",
@@ -128,6 +129,8 @@ func what(s *Summary, f *Failure) string {
 		return conflict(s, f)
 	case f.Cause == verdict.Refused && f.Detail == verdict.NoListener:
 		return fmt.Sprintf("Nobody listened at %s%s: its kernel answered the SYN by RST.", s.Target, formerly(peer))
+	case f.Cause == verdict.Unreachable && f.Detail == verdict.ICMPError:
+		return byICMP(f.Errno)
 	case f.Cause == verdict.AcceptQueueFull:
 		return fmt.Sprintf("The listener dropped the SYNs: its accept queue was full%s.", roomFor(s))
 	case f.Cause == verdict.SynQueueFull:
@@ -138,6 +141,21 @@ func what(s *Summary, f *Failure) string {
 		return fmt.Sprintf("The peer's end was aborted in %s (%s).", peer.RstState, cmp.Or(peer.RstReason, "this kernel names no reason"))
 	}
 	return sentences[verdict.Verdict{Cause: f.Cause, Detail: f.Detail}]
+}
+
+// icmpErrors are what the kernel makes these errors of (icmp_err_convert, tab_unreach).
+var icmpErrors = map[string]string{
+	"ENETUNREACH": "network unreachable", "EHOSTUNREACH": "host unreachable, or communication prohibited",
+	"EHOSTDOWN": "host unknown", "ENONET": "source host isolated", "ENOPROTOOPT": "protocol unreachable",
+	"EOPNOTSUPP": "source route failed", "EPROTO": "parameter problem", "EACCES": "communication prohibited",
+}
+
+func byICMP(errno string) string {
+	whose := "a router's or a packet filter's"
+	if errno == "EHOSTUNREACH" {
+		whose = "a router's, a packet filter's, or this host's own, when nobody answers for the next hop's address"
+	}
+	return fmt.Sprintf("An ICMP error (%s) ended connect(): %s.", icmpErrors[errno], whose)
 }
 
 // conflict is what bind() said. A thread that binds ports of its own list tries each that none of its connections has.

@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -15,6 +16,9 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/fault"
@@ -39,6 +43,7 @@ type ground struct {
 type provoked struct {
 	name    string
 	kind    netlab.Kind
+	ipv6    bool
 	sysctls []string
 	// prepare is called before the trace begins, and start when the storm is about to.
 	prepare, start func(*ground)
@@ -147,7 +152,32 @@ var causes = []provoked{
 	{
 		name:    "no neighbour",
 		prepare: func(g *ground) { g.at = netip.MustParseAddrPort("198.19.77.77:7"); g.opts.Plan.Timeout = pollLimit },
-		cause:   verdict.Unreachable, phases: connecting, errnos: []string{"EHOSTUNREACH"},
+		cause:   verdict.Unreachable, detail: verdict.ICMPError, phases: connecting, errnos: []string{"EHOSTUNREACH"},
+	},
+	{
+		name:    "SYN rejected by a packet filter",
+		prepare: func(g *ground) { g.reject(ipv4.ICMPTypeDestinationUnreachable, 3) }, // port unreachable
+		cause:   verdict.Refused, detail: verdict.ICMPError, phases: connecting, errnos: []string{"ECONNREFUSED"},
+	},
+	{
+		name:    "SYN prohibited by a packet filter",
+		prepare: func(g *ground) { g.reject(ipv4.ICMPTypeDestinationUnreachable, 13) }, // communication administratively prohibited
+		cause:   verdict.Unreachable, detail: verdict.ICMPError, phases: connecting, errnos: []string{"EHOSTUNREACH"},
+	},
+	{
+		name:    "protocol unreachable",
+		prepare: func(g *ground) { g.reject(ipv4.ICMPTypeDestinationUnreachable, 2) },
+		cause:   verdict.Unreachable, detail: verdict.ICMPError, phases: connecting, errnos: []string{"ENOPROTOOPT"},
+	},
+	{
+		name: "SYN rejected by a packet filter, IPv6", ipv6: true,
+		prepare: func(g *ground) { g.reject(ipv6.ICMPTypeDestinationUnreachable, 4) }, // port unreachable
+		cause:   verdict.Refused, detail: verdict.ICMPError, phases: connecting, errnos: []string{"ECONNREFUSED"},
+	},
+	{
+		name: "SYN prohibited by a packet filter, IPv6", ipv6: true,
+		prepare: func(g *ground) { g.reject(ipv6.ICMPTypeDestinationUnreachable, 1) }, // communication administratively prohibited
+		cause:   verdict.Unreachable, detail: verdict.ICMPError, phases: connecting, errnos: []string{"EACCES"},
 	},
 	{
 		name: "no route", start: func(g *ground) { g.route(unix.RTN_UNREACHABLE) }, unjoined: true,
@@ -250,6 +280,7 @@ func (p *provoked) run(t *testing.T) {
 func (p *provoked) storm(t *testing.T) (*ground, *report.Summary) {
 	t.Helper()
 	opts := storm(p.kind, p.sysctls...)
+	opts.Net.IPv6 = p.ipv6
 	opts.Plan.Loops, opts.Plan.Connections, opts.Plan.Timeout = 1, 8, 1500*time.Millisecond
 	g := newGround(t, &opts)
 	if p.prepare != nil {
@@ -598,6 +629,63 @@ func (g *ground) fault(rules ...fault.Rule) *fault.Fault {
 	g.must("faults", err)
 	g.stop = append(g.stop, func() { _ = f.Close() })
 	return f
+}
+
+// reject answers each SYN by an ICMP error in place of the server's kernel.
+func (g *ground) reject(kind icmp.Type, code int) {
+	f := g.fault(fault.Rule{Flags: fault.SYN, Mask: fault.SYN, First: 1, Last: math.MaxUint32, Action: fault.Hold})
+	network := "ip4:icmp"
+	if g.at.Addr().Is6() {
+		network = "ip6:ipv6-icmp"
+	}
+	var conn net.PacketConn
+	g.must("open a socket for ICMP", g.Server().Do(func() (err error) {
+		conn, err = net.ListenPacket(network, "")
+		return err
+	}))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for answered := 0; ; time.Sleep(time.Millisecond) {
+			select {
+			case <-g.over:
+				return
+			default:
+			}
+			held, err := f.Held()
+			if err != nil {
+				g.Error(err)
+				return
+			}
+			for ; answered < len(held); answered++ {
+				if err := icmpError(conn, kind, code, &held[answered]); err != nil {
+					g.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	g.stop = append(g.stop, func() { <-done; conn.Close() })
+}
+
+// icmpError sends an ICMP error about a segment to its sender, with so much of it as such an error has at the least (RFC 792).
+func icmpError(conn net.PacketConn, kind icmp.Type, code int, s *fault.Segment) error {
+	from, to := s.From.Addr(), s.To.Addr()
+	var packet []byte
+	if from.Is4() {
+		packet = append([]byte{4<<4 | 5, 0, 0, 40, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0}, append(from.AsSlice(), to.AsSlice()...)...)
+	} else {
+		packet = append([]byte{6 << 4, 0, 0, 0, 0, 20, unix.IPPROTO_TCP, 64}, append(from.AsSlice(), to.AsSlice()...)...)
+	}
+	packet = binary.BigEndian.AppendUint16(packet, s.From.Port())
+	packet = binary.BigEndian.AppendUint16(packet, s.To.Port())
+	packet = binary.BigEndian.AppendUint32(packet, s.Seq)
+	b, err := (&icmp.Message{Type: kind, Code: code, Body: &icmp.DstUnreach{Data: packet}}).Marshal(nil)
+	if err != nil {
+		return err
+	}
+	_, err = conn.WriteTo(b, &net.IPAddr{IP: from.AsSlice()})
+	return err
 }
 
 // large has one connection whose request the link takes long to carry.

@@ -1,6 +1,7 @@
 package story
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -18,6 +19,8 @@ type Outcome struct {
 	// failed, an end was closed with an error, or an RST came that nobody asked for.
 	Failed bool          `json:"failed"`
 	Cause  verdict.Cause `json:"cause,omitempty"`
+	// Detail of the cause, where more is known.
+	Detail verdict.Detail `json:"detail,omitempty"`
 	// Inferred: the cause is from the error number alone.
 	Inferred bool   `json:"inferred,omitempty"`
 	Text     string `json:"text"`
@@ -58,6 +61,13 @@ var because = map[verdict.Cause]string{
 	verdict.Unexplained:      "nothing that was seen explains it",
 }
 
+// becauseOf has the words where a detail changes them.
+var becauseOf = map[verdict.Verdict]string{
+	{Cause: verdict.Refused, Detail: verdict.ICMPError}:       "an ICMP error answered the SYN to %s, and no RST",
+	{Cause: verdict.Refused, Detail: verdict.AbortOnOverflow}: "the accept queue of %s was full, and an RST answered the handshake's last ACK",
+	{Cause: verdict.Unreachable, Detail: verdict.ICMPError}:   "an ICMP error answered the SYN to %s",
+}
+
 // calls are what a program was doing in each phase.
 var calls = [tcp.NumPhases]string{"socket()", "bind()", "connect()", "send()", "read()", "close()", "close()"}
 
@@ -69,18 +79,23 @@ func callOf(p tcp.Phase) string {
 }
 
 func outcome(s *Story, env *verdict.Env) Outcome {
+	here := *env
+	here.EveryRst = env.EveryRst && s.Lost == 0
 	if s.Attempt != nil {
-		return ofAttempt(s, env)
+		return ofAttempt(s, &here)
 	}
-	o := ofEvents(s)
+	o := ofEvents(s, &here)
 	if o.Cause != "" && o.Text == "" {
-		o.Text = s.sentence(o.Cause)
+		o.Text = s.sentence(o.Cause, "")
 	}
 	return o
 }
 
-func (s *Story) sentence(c verdict.Cause) string {
-	words := because[c]
+func (s *Story) sentence(c verdict.Cause, d verdict.Detail) string {
+	words := cmp.Or(becauseOf[verdict.Verdict{Cause: c, Detail: d}], because[c])
+	if c == verdict.Refused && d == "" && s.Ends[Client].RstReceived == 0 {
+		words = "an RST from %s, or an ICMP error, answered the SYN"
+	}
 	for i := range words {
 		if words[i] == '%' {
 			to := "the destination"
@@ -116,11 +131,11 @@ func ofAttempt(s *Story, env *verdict.Env) Outcome {
 	t := timeline.Of(a, own)
 	t.Peer = timeline.PeerOf(peer)
 	v := verdict.In(t, env)
-	text := fmt.Sprintf("failed: %s %s after %s: %s, %s", callOf(a.Phase), a.Errno, span(a.Closed-a.Intended), v.Cause, s.sentence(v.Cause))
+	text := fmt.Sprintf("failed: %s %s after %s: %s, %s", callOf(a.Phase), a.Errno, span(a.Closed-a.Intended), v.Cause, s.sentence(v.Cause, v.Detail))
 	if v.Inferred {
 		text += " (by the error number alone)"
 	}
-	return Outcome{Result: Failed, Failed: true, Cause: v.Cause, Inferred: v.Inferred, Text: text}
+	return Outcome{Result: Failed, Failed: true, Cause: v.Cause, Detail: v.Detail, Inferred: v.Inferred, Text: text}
 }
 
 // byErrno is what the error tells that the kernel closed a socket with.
@@ -133,7 +148,7 @@ var byErrno = map[tcp.Errno]verdict.Cause{
 var byCause = map[tcp.Cause]verdict.Cause{tcp.CausePortSearch: verdict.PortExhausted, tcp.CauseFourTupleBusy: verdict.TupleBusy}
 
 // ofEvents is what the kernel's events alone tell.
-func ofEvents(s *Story) Outcome {
+func ofEvents(s *Story, env *verdict.Env) Outcome {
 	end, name := &s.Ends[Client], "the client"
 	if !end.Seen() {
 		end, name = &s.Ends[Server], "the server"
@@ -144,11 +159,14 @@ func ofEvents(s *Story) Outcome {
 	case end.Role == timeline.RoleListener:
 		return Outcome{Result: Unknown, Text: "a socket that listens"}
 	case end.Role == timeline.RoleUnknown && end.State == tcp.StateNone && end.Errno != 0:
-		return failed(s, "bind()", byErrno[end.Errno], end)
+		return failed(s, "bind()", byErrno[end.Errno], "", end)
 	case end.ClosedBy&tcp.FlagNoSegment != 0, end.Cause != 0:
-		return failed(s, "connect()", byCause[end.Cause], end)
+		return failed(s, "connect()", byCause[end.Cause], "", end)
 	case end.Role == timeline.RoleActive && end.EstablishedNS == 0 && end.Errno != 0:
-		return failed(s, "connect()", byErrno[end.Errno], end)
+		if c, ok := verdict.ByICMP(end.Errno, end.RstReceived > 0 || !env.EveryRst); ok {
+			return failed(s, "connect()", c, verdict.ICMPError, end)
+		}
+		return failed(s, "connect()", byErrno[end.Errno], "", end)
 	}
 	if o, ok := resets(s); ok {
 		return o
@@ -171,8 +189,8 @@ func ofEvents(s *Story) Outcome {
 	return Outcome{Result: Closed, Text: text}
 }
 
-func failed(s *Story, call string, c verdict.Cause, end *End) Outcome {
-	o := Outcome{Result: Failed, Failed: true, Cause: c, Text: "failed: " + call}
+func failed(s *Story, call string, c verdict.Cause, d verdict.Detail, end *End) Outcome {
+	o := Outcome{Result: Failed, Failed: true, Cause: c, Detail: d, Text: "failed: " + call}
 	if end.Errno != 0 {
 		o.Text += " " + end.Errno.String()
 	}
@@ -180,7 +198,7 @@ func failed(s *Story, call string, c verdict.Cause, end *End) Outcome {
 		o.Text += " after " + span(end.ClosedNS-end.OpenedNS)
 	}
 	if c != "" {
-		o.Text += fmt.Sprintf(": %s, %s", c, s.sentence(c))
+		o.Text += fmt.Sprintf(": %s, %s", c, s.sentence(c, d))
 	}
 	return o
 }
@@ -221,7 +239,7 @@ func resets(s *Story) (Outcome, bool) {
 				o.Text += " after " + span(end.ClosedNS-end.EstablishedNS)
 			}
 			if o.Cause != "" && o.Cause != verdict.Reset {
-				o.Text += fmt.Sprintf(": %s, %s", o.Cause, s.sentence(o.Cause))
+				o.Text += fmt.Sprintf(": %s, %s", o.Cause, s.sentence(o.Cause, ""))
 			}
 			return o, true
 		case end.RstReceived > 0:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/tcp"
 	"github.com/twtrace/twtrace/internal/timeline"
+	"github.com/twtrace/twtrace/internal/verdict"
 )
 
 // row is one moment of a story.
@@ -105,6 +106,8 @@ func (g *segments) ofState(e *Event) (string, int) {
 		}
 	case e.Old == tcp.SynSent && e.New == tcp.Established:
 		return "SYN+ACK", other
+	case e.Old == tcp.SynSent && e.New == tcp.Close && e.Errno != 0 && g.s.Outcome.Detail == verdict.ICMPError:
+		return "ICMP error", other
 	case e.Old == tcp.SynSent && e.New == tcp.SynRecv:
 		return "SYN", other
 	case e.Old == tcp.SynRecv && e.New == tcp.Established:

@@ -39,7 +39,7 @@ func newSource(ctx context.Context, r *recording.Reader) (*source, error) {
 	h := r.Header()
 	s := &source{ctx: ctx, r: r, traced: h.HZ != 0}
 	s.env = verdict.Env{
-		Traced: s.traced, Reasons: h.Enums["rst_reason"],
+		Traced: s.traced, Reasons: h.Enums["rst_reason"], EveryRst: h.Coverage[tcp.FactRstReceived] == tcp.Exact,
 		RFC1337: h.Sysctls["net.ipv4.tcp_rfc1337"] == "1", AbortOnOverflow: h.Sysctls["net.ipv4.tcp_abort_on_overflow"] == "1",
 	}
 	s.wall = recording.NewClocks(h.Clock)

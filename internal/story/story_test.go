@@ -20,6 +20,7 @@ import (
 	"github.com/twtrace/twtrace/internal/report"
 	"github.com/twtrace/twtrace/internal/story"
 	"github.com/twtrace/twtrace/internal/tcp"
+	"github.com/twtrace/twtrace/internal/verdict"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -449,6 +450,48 @@ func TestFarBegin(t *testing.T) {
 	got := stories(t, r, story.Query{Ports: []uint16{40000}})
 	if len(got) != 1 || len(got[0].Events) != 2 || got[0].Outcome.Cause != "timed-out" || len(got[0].Missing) != 0 {
 		t.Fatalf("%d stories: %+v", len(got), got)
+	}
+}
+
+// TestICMP: an RST that did not come is said to be an ICMP error where every RST was recorded, and only there.
+func TestICMP(t *testing.T) {
+	const icmp, rst = "an ICMP error answered the SYN to 198.19.0.1:7", "an RST from 198.19.0.1:7"
+	for _, tt := range []struct {
+		name       string
+		errno      tcp.Errno
+		grade      tcp.Grade
+		gotRst     bool
+		lost       uint64
+		cause, why string
+	}{
+		{"no RST", tcp.ECONNREFUSED, tcp.Exact, false, 0, "refused", icmp + ", and no RST"},
+		{"an RST", tcp.ECONNREFUSED, tcp.Exact, true, 0, "refused", rst + " answered the SYN"},
+		{"RSTs were not recorded", tcp.ECONNREFUSED, tcp.NotObservable, false, 0, "refused", rst + ", or an ICMP error, answered the SYN"},
+		{"it may be lost", tcp.ECONNREFUSED, tcp.Exact, false, 1, "refused", rst + ", or an ICMP error, answered the SYN"},
+		{"host unreachable", tcp.EHOSTUNREACH, tcp.NotObservable, false, 0, "unreachable", icmp},
+		{"prohibited, IPv6", tcp.EACCES, tcp.Exact, false, 0, "unreachable", icmp},
+		{"no answer", tcp.ETIMEDOUT, tcp.Exact, false, 0, "timed-out", "198.19.0.1:7 did not answer"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMaker()
+			m.header.Coverage = tcp.Coverage{tcp.FactRstReceived: tt.grade}
+			m.lost = tt.lost
+			m.state(1, 1, without(tuple(40000)), tcp.Close, tcp.SynSent, 0)
+			if tt.gotRst {
+				m.add(tcp.Event{Kind: tcp.KindRstReceived, NetNS: 1, Cookie: 1, Tuple: tuple(40000), Old: tcp.SynSent, New: tcp.SynSent})
+			}
+			m.state(1, 1, tuple(40000), tcp.SynSent, tcp.Close, tt.errno)
+			r := open(t, write(t, m.made))
+			o := stories(t, r, story.Query{})[0].Outcome
+			if want := fmt.Sprintf("failed: connect() %s after", tt.errno); string(o.Cause) != tt.cause || !o.Failed ||
+				!strings.HasPrefix(o.Text, want) || !strings.HasSuffix(o.Text, ": "+tt.cause+", "+tt.why) {
+				t.Errorf("%+v", o)
+			}
+			byICMP := strings.HasPrefix(tt.why, icmp)
+			if got := strings.Contains(text(t, r, story.Query{}, nil), " ICMP error ---|"); got != byICMP || (o.Detail == verdict.ICMPError) != byICMP {
+				t.Errorf("drawn as such: %v, detail %q", got, o.Detail)
+			}
+		})
 	}
 }
 

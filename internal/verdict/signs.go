@@ -51,6 +51,8 @@ func gotRst(t *timeline.Timeline, _ *Env) bool {
 	return t.Find(func(s *timeline.Step) bool { return s.Kind == tcp.KindRstReceived }) != nil
 }
 
+func gotNoRst(t *timeline.Timeline, env *Env) bool { return env.EveryRst && !gotRst(t, env) }
+
 // failedInKernel fits if connect() failed before a segment was sent; withPort
 // says whether a source port was chosen or bound by then.
 func failedInKernel(withPort bool) sign {

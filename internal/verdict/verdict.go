@@ -15,7 +15,7 @@ const (
 	PortExhausted    Cause = "port-exhausted"         // no source port of the range was left for the destination
 	TupleBusy        Cause = "four-tuple-busy"        // the bound address and port are in use towards the destination
 	BindConflict     Cause = "bind-conflict"          // the address or port is another socket's
-	Refused          Cause = "refused"                // an RST answered the handshake
+	Refused          Cause = "refused"                // an RST answered the handshake, or an ICMP error like one
 	AcceptQueueFull  Cause = "accept-queue-full"      // the listener dropped the SYNs: its accept queue was full
 	SynQueueFull     Cause = "syn-queue-full"         // the listener dropped the SYNs: its SYN queue was full, without cookies
 	SynUnanswered    Cause = "syn-unanswered"         // nothing answered the SYNs
@@ -50,6 +50,7 @@ const (
 	NoListener      Detail = "no-listener"       // of Refused: nobody listened
 	AbortOnOverflow Detail = "abort-on-overflow" // of Refused: the accept queue was full, and tcp_abort_on_overflow is 1
 	InTimeWait      Detail = "time-wait"         // of Refused, Reset: the peer's TIME_WAIT was in the way
+	ICMPError       Detail = "icmp-error"        // of Refused, Unreachable: an ICMP error ended the handshake, and no RST
 	DroppedOther    Detail = "dropped"           // of SynUnanswered: the listener dropped the SYNs, for another reason than a queue
 	LastAckDropped  Detail = "last-ack-dropped"  // of NeverAccepted: the accept queue had no room for it
 	InAcceptQueue   Detail = "in-accept-queue"   // of NeverAccepted: it waited there
@@ -74,6 +75,8 @@ type Env struct {
 	Traced bool
 	// Reasons are this kernel's names for why an RST is sent (6.10 and later).
 	Reasons map[uint32]string
+	// EveryRst: each RST that a socket of this end got was recorded.
+	EveryRst bool
 	// RFC1337 and AbortOnOverflow: the sysctls tcp_rfc1337 and tcp_abort_on_overflow are 1.
 	RFC1337, AbortOnOverflow bool
 	// NeverAccepts: the server is one that never calls accept().
@@ -100,6 +103,13 @@ var (
 	reset   = []tcp.Errno{tcp.ECONNRESET, tcp.EPIPE}
 	late    = []tcp.Errno{tcp.ETIMEDOUT}
 	broken  = []tcp.Errno{tcp.ECONNRESET, tcp.EPIPE, tcp.ETIMEDOUT}
+	// What the kernel finds itself, or a router tells it.
+	unreachable = []tcp.Errno{tcp.ENETUNREACH, tcp.EHOSTUNREACH, tcp.ENETDOWN, tcp.EHOSTDOWN, tcp.ENONET}
+	// What an ICMP error makes of a handshake (icmp_err_convert, tab_unreach), but for ECONNREFUSED. EACCES is also what a local
+	// policy says, before there is a handshake.
+	byICMP = []tcp.Errno{
+		tcp.ENETUNREACH, tcp.EHOSTUNREACH, tcp.EHOSTDOWN, tcp.ENONET, tcp.ENOPROTOOPT, tcp.EOPNOTSUPP, tcp.EPROTO, tcp.EACCES,
+	}
 )
 
 // rules are sorted from what is certain to what is left.
@@ -113,6 +123,7 @@ var rules = []rule{
 
 	{cause: Refused, detail: InTimeWait, errnos: refused, program: connecting, kernel: all(closedWith(tcp.ECONNREFUSED), answeredByRst), refines: true},
 	{cause: Refused, detail: NoListener, errnos: refused, program: connecting, kernel: all(closedWith(tcp.ECONNREFUSED), rstFrom(tcp.StateNone, tcp.Listen)), refines: true},
+	{cause: Refused, detail: ICMPError, errnos: refused, program: connecting, kernel: all(closedWith(tcp.ECONNREFUSED), gotNoRst), refines: true},
 	{cause: Refused, errnos: refused, program: connecting, kernel: closedWith(tcp.ECONNREFUSED)},
 	{cause: Refused, detail: AbortOnOverflow, errnos: reset, kernel: all(gotRst, abortOnOverflow), refines: true},
 
@@ -141,14 +152,28 @@ var rules = []rule{
 	{cause: TimedOut, errnos: late, program: both(established, ownTimeout)},
 	{cause: TimedOut, errnos: late, program: established, kernel: closedWith(tcp.ETIMEDOUT)},
 
-	{cause: Unreachable, errnos: []tcp.Errno{tcp.ENETUNREACH, tcp.EHOSTUNREACH, 100, 112}},
+	{cause: Unreachable, detail: ICMPError, errnos: byICMP, program: connecting, kernel: closedWith(byICMP...), refines: true},
+	{cause: Unreachable, errnos: unreachable},
 	// A route of type blackhole (fib_props), or an address of a link without saying which link.
-	{cause: Unreachable, errnos: []tcp.Errno{tcp.EINVAL}, program: connecting},
+	// The others come with an ICMP error only.
+	{cause: Unreachable, errnos: []tcp.Errno{tcp.EINVAL, tcp.ENOPROTOOPT, tcp.EOPNOTSUPP, tcp.EPROTO}, program: connecting},
 	{cause: FDLimit, errnos: []tcp.Errno{tcp.EMFILE, tcp.ENFILE}},
 	{cause: NoMemory, errnos: []tcp.Errno{tcp.ENOMEM, tcp.ENOBUFS}},
 	{cause: Forbidden, errnos: []tcp.Errno{tcp.EPERM, tcp.EACCES}},
 	// The kernel refused socket(), setsockopt() or bind() for what was asked of it.
-	{cause: Local, errnos: []tcp.Errno{tcp.EINVAL, tcp.EADDRNOTAVAIL, tcp.EAGAIN, 92, 93, 94, 95, 97}, program: early},
+	{cause: Local, errnos: []tcp.Errno{tcp.EINVAL, tcp.EADDRNOTAVAIL, tcp.EAGAIN, tcp.ENOPROTOOPT, 93, 94, tcp.EOPNOTSUPP, 97}, program: early},
+}
+
+// ByICMP returns the cause where it was an ICMP error that ended a handshake: the kernel closed the socket with errno,
+// and every RST that came was recorded.
+func ByICMP(errno tcp.Errno, gotRst bool) (Cause, bool) {
+	switch {
+	case slices.Contains(byICMP, errno):
+		return Unreachable, true
+	case errno == tcp.ECONNREFUSED && !gotRst:
+		return Refused, true
+	}
+	return "", false
 }
 
 // Of is In with nothing known of where the attempt was made but whether it was traced.
