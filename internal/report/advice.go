@@ -41,6 +41,7 @@ var plainAdvice = map[verdict.Cause]string{
 	verdict.SynQueueFull:     "set tcp_syncookies=1 on the server, or raise tcp_max_syn_backlog, somaxconn and the backlog of listen() there",
 	verdict.TimedOutTimeWait: "set tcp_rfc1337=0 on the server: an RST then ends the TIME_WAIT and the next SYN gets through; or do not use the same source port again within a minute",
 	verdict.TimedOut:         "the connection stood, and the other end's program or host did not answer: look there",
+	verdict.Destroyed:        "look for what ends sockets on this host: `ss -K`, a network manager after an address went, or a load balancer's agent whose backend is gone (SOCK_DESTROY, bpf_sock_destroy)",
 	verdict.FDLimit:          "raise RLIMIT_NOFILE (ulimit -n) or lower --concurrency",
 	verdict.NoMemory:         "the kernel had no memory for it: see `dmesg` and net.ipv4.tcp_mem",
 	verdict.Forbidden:        "a packet filter, a security module or a cgroup program refused it",

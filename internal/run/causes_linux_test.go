@@ -150,6 +150,13 @@ var causes = []provoked{
 		cause: verdict.ClosedEarly, phases: []string{"receive"}, errnos: []string{"EPROTO"},
 	},
 	{
+		name: "destroyed",
+		start: func(g *ground) {
+			g.serve(func(c *net.TCPConn) { readAll(c); g.destroy(g.Client(), c.RemoteAddr(), c.LocalAddr()) })
+		},
+		cause: verdict.Destroyed, phases: []string{"receive"}, errnos: []string{"ECONNABORTED"},
+	},
+	{
 		name:    "no neighbour",
 		prepare: func(g *ground) { g.at = netip.MustParseAddrPort("198.19.77.77:7"); g.opts.Plan.Timeout = pollLimit },
 		cause:   verdict.Unreachable, detail: verdict.ICMPError, phases: connecting, errnos: []string{"EHOSTUNREACH"},
@@ -235,7 +242,9 @@ var causes = []provoked{
 	},
 	{
 		name: "the peer was aborted", everyRst: true,
-		start: func(g *ground) { g.serve(func(c *net.TCPConn) { readAll(c); g.destroy(c) }) },
+		start: func(g *ground) {
+			g.serve(func(c *net.TCPConn) { readAll(c); g.destroy(g.Server(), c.LocalAddr(), c.RemoteAddr()) })
+		},
 		cause: verdict.Reset, detail: verdict.Aborted, phases: exchanging, errnos: resetErrno,
 	},
 }
@@ -739,8 +748,8 @@ func (g *ground) forget() {
 }
 
 // destroy ends a connection of the server's as `ss -K` does.
-func (g *ground) destroy(c *net.TCPConn) {
-	if err := g.Server().Do(func() error { return netlink.SocketDestroy(c.LocalAddr(), c.RemoteAddr()) }); err != nil {
+func (g *ground) destroy(ns *netlab.Namespace, local, remote net.Addr) {
+	if err := ns.Do(func() error { return netlink.SocketDestroy(local, remote) }); err != nil {
 		g.Error("destroy a socket:", err)
 	}
 }

@@ -52,6 +52,7 @@ var because = map[verdict.Cause]string{
 	verdict.Local:            "this end's kernel refused the call",
 	verdict.TimedOut:         "%s did not answer",
 	verdict.Unreachable:      "no way to %s",
+	verdict.Destroyed:        "the socket was ended by SOCK_DESTROY on its host",
 	verdict.FDLimit:          "no file descriptor was left",
 	verdict.NoMemory:         "no memory was left",
 	verdict.Forbidden:        "a local policy refused it",
@@ -141,7 +142,8 @@ func ofAttempt(s *Story, env *verdict.Env) Outcome {
 // byErrno is what the error tells that the kernel closed a socket with.
 var byErrno = map[tcp.Errno]verdict.Cause{
 	tcp.ECONNREFUSED: verdict.Refused, tcp.ECONNRESET: verdict.Reset, tcp.EPIPE: verdict.Reset, tcp.ETIMEDOUT: verdict.TimedOut,
-	tcp.ENETUNREACH: verdict.Unreachable, tcp.EHOSTUNREACH: verdict.Unreachable, tcp.EADDRINUSE: verdict.BindConflict,
+	tcp.ECONNABORTED: verdict.Destroyed,
+	tcp.ENETUNREACH:  verdict.Unreachable, tcp.EHOSTUNREACH: verdict.Unreachable, tcp.EADDRINUSE: verdict.BindConflict,
 	tcp.EPERM: verdict.Forbidden, tcp.EACCES: verdict.Forbidden, tcp.ENOBUFS: verdict.NoMemory, tcp.ENOMEM: verdict.NoMemory,
 }
 

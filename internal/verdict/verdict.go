@@ -25,6 +25,7 @@ const (
 	TimedOutTimeWait Cause = "timed-out-in-time-wait" // the peer's TIME_WAIT answered the SYNs, and tcp_rfc1337 kept it
 	TimedOut         Cause = "timed-out"              // the peer of an established connection did not answer
 	Unreachable      Cause = "unreachable"            // no route, or a router said so
+	Destroyed        Cause = "destroyed"              // this end's socket was ended by SOCK_DESTROY (`ss -K`)
 	FDLimit          Cause = "fd-limit"               // no file descriptor was left
 	NoMemory         Cause = "no-memory"              // no memory for a socket or a segment
 	Forbidden        Cause = "forbidden"              // a local policy refused it
@@ -38,7 +39,7 @@ const (
 // Causes are all causes, in the order in which help should list them.
 var Causes = []Cause{
 	PortExhausted, TupleBusy, BindConflict, Refused, AcceptQueueFull, SynQueueFull, SynUnanswered, NeverAccepted, Reset,
-	AbortedByLinger, TimedOutTimeWait, TimedOut, Unreachable, FDLimit, NoMemory, Forbidden, Local, ClosedEarly,
+	AbortedByLinger, TimedOutTimeWait, TimedOut, Unreachable, Destroyed, FDLimit, NoMemory, Forbidden, Local, ClosedEarly,
 	SelfConnect, Interrupted, Unexplained,
 }
 
@@ -151,6 +152,9 @@ var rules = []rule{
 	{cause: NeverAccepted, detail: InAcceptQueue, errnos: late, program: noReply, kernel: neverAccepts, refines: true},
 	{cause: TimedOut, errnos: late, program: both(established, ownTimeout)},
 	{cause: TimedOut, errnos: late, program: established, kernel: closedWith(tcp.ETIMEDOUT)},
+
+	// tcp_abort, of sock_diag or of a BPF program.
+	{cause: Destroyed, errnos: []tcp.Errno{tcp.ECONNABORTED}, kernel: closedWith(tcp.ECONNABORTED)},
 
 	{cause: Unreachable, detail: ICMPError, errnos: byICMP, program: connecting, kernel: closedWith(byICMP...), refines: true},
 	{cause: Unreachable, errnos: unreachable},

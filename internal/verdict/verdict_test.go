@@ -79,18 +79,18 @@ func envOf(name string) *Env {
 }
 
 var (
-	isOpen      = joined(1, opened, connected, gotReset, closing(tcp.Established, 0, tcp.ECONNRESET))
-	refusal     = joined(1, opened, closing(tcp.SynSent, 0, tcp.ECONNREFUSED))
-	byICMPError = func(errno tcp.Errno) timeline.Timeline { return joined(1, opened, closing(tcp.SynSent, 0, errno)) }
-	gaveUp      = joined(1, opened, closing(tcp.SynSent, 0, tcp.ETIMEDOUT))
-	ownRst      = timeline.Step{Seq: 3, Kind: tcp.KindRstSent, Old: tcp.SynSent, New: tcp.SynSent}
-	lingered    = theirs(tcp.KindState, tcp.Established, tcp.Close, tcp.FlagLinger0, 0)
-	died        = theirs(tcp.KindState, tcp.Established, tcp.Close, 0, 0)
-	theirEnd    = theirs(tcp.KindState, tcp.SynRecv, tcp.Established, 0, 0)
-	noSuch      = theirs(tcp.KindRstSent, tcp.StateNone, tcp.StateNone, 0, 0)
-	noRoom      = dropped(tcp.CauseAcceptQueue, tcp.SynSent)
-	lastNoGo    = dropped(tcp.CauseAcceptQueue, tcp.Established)
-	active      = func(reason uint32) timeline.PeerStep {
+	isOpen   = joined(1, opened, connected, gotReset, closing(tcp.Established, 0, tcp.ECONNRESET))
+	refusal  = joined(1, opened, closing(tcp.SynSent, 0, tcp.ECONNREFUSED))
+	endedBy  = func(errno tcp.Errno) timeline.Timeline { return joined(1, opened, closing(tcp.SynSent, 0, errno)) }
+	gaveUp   = joined(1, opened, closing(tcp.SynSent, 0, tcp.ETIMEDOUT))
+	ownRst   = timeline.Step{Seq: 3, Kind: tcp.KindRstSent, Old: tcp.SynSent, New: tcp.SynSent}
+	lingered = theirs(tcp.KindState, tcp.Established, tcp.Close, tcp.FlagLinger0, 0)
+	died     = theirs(tcp.KindState, tcp.Established, tcp.Close, 0, 0)
+	theirEnd = theirs(tcp.KindState, tcp.SynRecv, tcp.Established, 0, 0)
+	noSuch   = theirs(tcp.KindRstSent, tcp.StateNone, tcp.StateNone, 0, 0)
+	noRoom   = dropped(tcp.CauseAcceptQueue, tcp.SynSent)
+	lastNoGo = dropped(tcp.CauseAcceptQueue, tcp.Established)
+	active   = func(reason uint32) timeline.PeerStep {
 		return theirs(tcp.KindRstSent, tcp.Close, tcp.Close, tcp.FlagActive, reason)
 	}
 )
@@ -142,14 +142,16 @@ var cases = []struct {
 	{"EHOSTUNREACH", tcp.PhaseConnect, tcp.EHOSTUNREACH, 0, joined(1, opened), "", Unreachable, Unreachable, false},
 	{"ENETDOWN", tcp.PhaseConnect, 100, 0, timeline.Timeline{}, "", Unreachable, Unreachable, false},
 	{"EHOSTDOWN", tcp.PhaseConnect, 112, 0, timeline.Timeline{}, "", Unreachable, Unreachable, false},
-	{"ENETUNREACH by ICMP", tcp.PhaseConnect, tcp.ENETUNREACH, 0, byICMPError(tcp.ENETUNREACH), ICMPError, Unreachable, Unreachable, false},
-	{"EHOSTUNREACH by ICMP", tcp.PhaseConnect, tcp.EHOSTUNREACH, 0, byICMPError(tcp.EHOSTUNREACH), ICMPError, Unreachable, Unreachable, false},
+	{"ENETUNREACH by ICMP", tcp.PhaseConnect, tcp.ENETUNREACH, 0, endedBy(tcp.ENETUNREACH), ICMPError, Unreachable, Unreachable, false},
+	{"EHOSTUNREACH by ICMP", tcp.PhaseConnect, tcp.EHOSTUNREACH, 0, endedBy(tcp.EHOSTUNREACH), ICMPError, Unreachable, Unreachable, false},
 	{"EHOSTUNREACH later", tcp.PhaseReceive, tcp.EHOSTUNREACH, 0, joined(1, opened, connected, closing(tcp.Established, 0, tcp.EHOSTUNREACH)), "", Unreachable, Unreachable, false},
-	{"ENOPROTOOPT by ICMP", tcp.PhaseConnect, tcp.ENOPROTOOPT, 0, byICMPError(tcp.ENOPROTOOPT), ICMPError, Unreachable, Unreachable, false},
+	{"ENOPROTOOPT by ICMP", tcp.PhaseConnect, tcp.ENOPROTOOPT, 0, endedBy(tcp.ENOPROTOOPT), ICMPError, Unreachable, Unreachable, false},
 	{"ENOPROTOOPT that was not seen", tcp.PhaseConnect, tcp.ENOPROTOOPT, 0, joined(1, opened), "", Unreachable, Unreachable, false},
-	{"EACCES by ICMP", tcp.PhaseConnect, tcp.EACCES, 0, byICMPError(tcp.EACCES), ICMPError, Unreachable, Forbidden, false},
+	{"EACCES by ICMP", tcp.PhaseConnect, tcp.EACCES, 0, endedBy(tcp.EACCES), ICMPError, Unreachable, Forbidden, false},
 	{"refused by ICMP", tcp.PhaseConnect, tcp.ECONNREFUSED, 0, refusal, ICMPError, Refused, Refused, true},
 	{"refused, and each RST is seen", tcp.PhaseConnect, tcp.ECONNREFUSED, 0, joined(1, opened, gotReset, closing(tcp.SynSent, 0, tcp.ECONNREFUSED)), "", Refused, Refused, true},
+	{"destroyed", tcp.PhaseReceive, tcp.ECONNABORTED, 0, joined(1, opened, connected, closing(tcp.Established, 0, tcp.ECONNABORTED)), "", Destroyed, Destroyed, true},
+	{"destroyed in the handshake", tcp.PhaseConnect, tcp.ECONNABORTED, 0, endedBy(tcp.ECONNABORTED), "", Destroyed, Destroyed, true},
 	{"EMFILE", tcp.PhaseSocket, tcp.EMFILE, 0, timeline.Timeline{}, "", FDLimit, FDLimit, false},
 	{"ENFILE", tcp.PhaseSocket, tcp.ENFILE, 0, timeline.Timeline{}, "", FDLimit, FDLimit, false},
 	{"ENOMEM", tcp.PhaseSocket, tcp.ENOMEM, 0, timeline.Timeline{}, "", NoMemory, NoMemory, false},
