@@ -81,7 +81,7 @@ func expected(t *testing.T, name string, c tcp.Coverage) (want timeline.Segments
 			want.Rsts++
 		case ev.Kind == tcp.KindRstReceived:
 			received++
-		case ev.Kind == tcp.KindRetransmit, ev.Kind == tcp.KindSynAckRetransmit:
+		case ev.Kind == tcp.KindRetransmit && (ev.Errno == 0 || ev.Errno == tcp.LinkDropped), ev.Kind == tcp.KindSynAckRetransmit:
 			want.Retransmits++
 		case ev.Kind != tcp.KindState:
 		case ev.New == tcp.SynSent:

@@ -22,6 +22,9 @@ func advice(s *Summary, cause verdict.Cause, detail verdict.Detail) []string {
 	case verdict.Reset, verdict.AbortedByLinger:
 		return []string{resetAdvice(detail, cause)}
 	case verdict.SynUnanswered:
+		if detail == verdict.NotSent {
+			return []string{fmt.Sprintf("look at this end's own packet filter, in the client's network namespace: `nft list ruleset`, `iptables-save`, and programs of its cgroup; no segment came as far as the way to %s", s.Target)}
+		}
 		return []string{fmt.Sprintf("look for a filter on the way to %s, a peer that is gone, or no route back; tcp_syn_retries (%s here) is how often a SYN is sent again", s.Target, setting(s, SysctlRetries))}
 	case verdict.Unreachable:
 		if detail == verdict.ICMPError {

@@ -111,6 +111,7 @@ var sentences = map[verdict.Verdict]string{
 	{Cause: verdict.Reset, Detail: verdict.NoSocket}:               "The peer had no such connection any more, and answered by RST.",
 	{Cause: verdict.TimedOutTimeWait}:                              "A TIME_WAIT of the peer answered the SYNs, and outlived the RSTs that these ACKs got, for tcp_rfc1337 is 1.",
 	{Cause: verdict.SynUnanswered}:                                 "Nothing answered the SYNs, and no listener was seen to drop them.",
+	{Cause: verdict.SynUnanswered, Detail: verdict.NotSent}:        "The SYNs did not leave this host: sending them again failed with EPERM, which is what a packet filter's output hook does that drops.",
 	{Cause: verdict.SynUnanswered, Detail: verdict.DroppedOther}:   "The listener dropped the SYNs, though its queues had room (no route back, no memory, a security module).",
 	{Cause: verdict.Destroyed}:                                     "SOCK_DESTROY ended this end's socket: neither its program nor the peer did, but something else on this host.",
 	{Cause: verdict.SelfConnect}:                                   "connect() chose the destination's own port as source port, and the socket was connected to itself.",

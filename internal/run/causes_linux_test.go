@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
@@ -210,6 +211,10 @@ var causes = []provoked{
 		name:    "SYN lost",
 		prepare: func(g *ground) { g.fault(fault.Rule{Flags: fault.SYN, Mask: fault.SYN, Action: fault.Drop}) },
 		cause:   verdict.SynUnanswered, phases: connecting, errnos: []string{"ETIMEDOUT"},
+	},
+	{
+		name: "SYN filtered on its way out", start: (*ground).filterOutput,
+		cause: verdict.SynUnanswered, detail: verdict.NotSent, phases: connecting, errnos: []string{"ETIMEDOUT"},
 	},
 	{
 		name:    "no route back",
@@ -638,6 +643,26 @@ func (g *ground) fault(rules ...fault.Rule) *fault.Fault {
 	g.must("faults", err)
 	g.stop = append(g.stop, func() { _ = f.Close() })
 	return f
+}
+
+// filterOutput drops what the client sends, with the packet filter of its own namespace.
+func (g *ground) filterOutput() {
+	err := g.Client().Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		drop := nftables.ChainPolicyDrop
+		c.AddChain(&nftables.Chain{
+			Name: "output", Table: c.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4}), Policy: &drop,
+			Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
+		})
+		return c.Flush()
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		g.Skip("this kernel has no nf_tables: ", err)
+	}
+	g.must("drop what is sent", err)
 }
 
 // reject answers each SYN by an ICMP error in place of the server's kernel.

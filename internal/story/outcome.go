@@ -64,9 +64,20 @@ var because = map[verdict.Cause]string{
 
 // becauseOf has the words where a detail changes them.
 var becauseOf = map[verdict.Verdict]string{
-	{Cause: verdict.Refused, Detail: verdict.ICMPError}:       "an ICMP error answered the SYN to %s, and no RST",
-	{Cause: verdict.Refused, Detail: verdict.AbortOnOverflow}: "the accept queue of %s was full, and an RST answered the handshake's last ACK",
-	{Cause: verdict.Unreachable, Detail: verdict.ICMPError}:   "an ICMP error answered the SYN to %s",
+	{Cause: verdict.Refused, Detail: verdict.NoListener}:           "nobody listened at %s: an RST answered the SYN",
+	{Cause: verdict.Refused, Detail: verdict.ICMPError}:            "an ICMP error answered the SYN to %s, and no RST",
+	{Cause: verdict.Refused, Detail: verdict.AbortOnOverflow}:      "the accept queue of %s was full, and an RST answered the handshake's last ACK",
+	{Cause: verdict.NeverAccepted, Detail: verdict.LastAckDropped}: "the accept queue of %s was full, and the handshake's last ACK was dropped",
+	{Cause: verdict.NeverAccepted, Detail: verdict.InAcceptQueue}:  "it waited in the accept queue of %s, and accept() never returned it",
+	{Cause: verdict.NeverAccepted, Detail: verdict.ListenerClosed}: "it waited in the accept queue of %s as the listener was closed",
+	{Cause: verdict.Reset, Detail: verdict.UnreadData}:             "%s closed with data unread, and so sent an RST",
+	{Cause: verdict.Reset, Detail: verdict.DataAfterClose}:         "%s had closed, and answered data by RST",
+	{Cause: verdict.Reset, Detail: verdict.InTimeWait}:             "%s had it in TIME_WAIT, and answered by RST",
+	{Cause: verdict.Reset, Detail: verdict.NoSocket}:               "%s did not have it any more, and answered by RST",
+	{Cause: verdict.Reset, Detail: verdict.Aborted}:                "it was aborted at %s, which sent an RST",
+	{Cause: verdict.SynUnanswered, Detail: verdict.NotSent}:        "a packet filter on this host dropped its SYN to %s",
+	{Cause: verdict.SynUnanswered, Detail: verdict.DroppedOther}:   "the listener at %s dropped its SYN, though its queues had room",
+	{Cause: verdict.Unreachable, Detail: verdict.ICMPError}:        "an ICMP error answered the SYN to %s",
 }
 
 // calls are what a program was doing in each phase.
@@ -121,6 +132,16 @@ func ofAttempt(s *Story, env *verdict.Env) Outcome {
 		}
 		return Outcome{Result: Finished, Text: text}
 	}
+	v := judge(s, a, env)
+	text := fmt.Sprintf("failed: %s %s after %s: %s, %s", callOf(a.Phase), a.Errno, span(a.Closed-a.Intended), v.Cause, s.sentence(v.Cause, v.Detail))
+	if v.Inferred {
+		text += " (by the error number alone)"
+	}
+	return Outcome{Result: Failed, Failed: true, Cause: v.Cause, Detail: v.Detail, Inferred: v.Inferred, Text: text}
+}
+
+// judge says why an attempt failed whose socket is the client's.
+func judge(s *Story, a *tcp.Attempt, env *verdict.Env) verdict.Verdict {
 	var own, peer []tcp.Event
 	for i := range s.Events {
 		if e := &s.Events[i]; e.End == Client && !e.Stray {
@@ -131,12 +152,7 @@ func ofAttempt(s *Story, env *verdict.Env) Outcome {
 	}
 	t := timeline.Of(a, own)
 	t.Peer = timeline.PeerOf(peer)
-	v := verdict.In(t, env)
-	text := fmt.Sprintf("failed: %s %s after %s: %s, %s", callOf(a.Phase), a.Errno, span(a.Closed-a.Intended), v.Cause, s.sentence(v.Cause, v.Detail))
-	if v.Inferred {
-		text += " (by the error number alone)"
-	}
-	return Outcome{Result: Failed, Failed: true, Cause: v.Cause, Detail: v.Detail, Inferred: v.Inferred, Text: text}
+	return verdict.In(t, env)
 }
 
 // byErrno is what the error tells that the kernel closed a socket with.
@@ -165,10 +181,11 @@ func ofEvents(s *Story, env *verdict.Env) Outcome {
 	case end.ClosedBy&tcp.FlagNoSegment != 0, end.Cause != 0:
 		return failed(s, "connect()", byCause[end.Cause], "", end)
 	case end.Role == timeline.RoleActive && end.EstablishedNS == 0 && end.Errno != 0:
-		if c, ok := verdict.ByICMP(end.Errno, end.RstReceived > 0 || !env.EveryRst); ok {
-			return failed(s, "connect()", c, verdict.ICMPError, end)
+		v := judge(s, &tcp.Attempt{Phase: tcp.PhaseConnect, Errno: end.Errno}, env)
+		if v.Cause == verdict.Unexplained {
+			v.Cause = byErrno[end.Errno]
 		}
-		return failed(s, "connect()", byErrno[end.Errno], "", end)
+		return failed(s, "connect()", v.Cause, v.Detail, end)
 	}
 	if o, ok := resets(s); ok {
 		return o

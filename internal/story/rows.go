@@ -253,11 +253,8 @@ func when(is bool, text string) string {
 	return ""
 }
 
-// linkDropped is -NET_XMIT_DROP as a retransmit event has it: the link had no room.
-const linkDropped tcp.Errno = 1<<16 - 1
-
 func errnoWords(e tcp.Errno) string {
-	if e == linkDropped {
+	if e == tcp.LinkDropped {
 		return "(no room in the link)"
 	}
 	return e.String()

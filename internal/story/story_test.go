@@ -448,48 +448,55 @@ func TestFarBegin(t *testing.T) {
 	m.state(1, 1<<40, tuple(40000), tcp.SynSent, tcp.Close, tcp.ETIMEDOUT)
 	r := open(t, write(t, m.made))
 	got := stories(t, r, story.Query{Ports: []uint16{40000}})
-	if len(got) != 1 || len(got[0].Events) != 2 || got[0].Outcome.Cause != "timed-out" || len(got[0].Missing) != 0 {
+	if len(got) != 1 || len(got[0].Events) != 2 || got[0].Outcome.Cause != verdict.SynUnanswered || len(got[0].Missing) != 0 {
 		t.Fatalf("%d stories: %+v", len(got), got)
 	}
 }
 
-// TestICMP: an RST that did not come is said to be an ICMP error where every RST was recorded, and only there.
-func TestICMP(t *testing.T) {
+// TestHandshakes: what is said of a connect() that failed, of which the kernel's events are all that is known. An RST that did
+// not come is said to be an ICMP error where every RST was recorded, and only there.
+func TestHandshakes(t *testing.T) {
 	const icmp, rst = "an ICMP error answered the SYN to 198.19.0.1:7", "an RST from 198.19.0.1:7"
+	got, filtered := tcp.Event{Kind: tcp.KindRstReceived}, tcp.Event{Kind: tcp.KindRetransmit, Errno: tcp.EPERM}
 	for _, tt := range []struct {
-		name       string
-		errno      tcp.Errno
-		grade      tcp.Grade
-		gotRst     bool
-		lost       uint64
-		cause, why string
+		name    string
+		errno   tcp.Errno
+		grade   tcp.Grade
+		between tcp.Event
+		lost    uint64
+		verdict verdict.Verdict
+		why     string
 	}{
-		{"no RST", tcp.ECONNREFUSED, tcp.Exact, false, 0, "refused", icmp + ", and no RST"},
-		{"an RST", tcp.ECONNREFUSED, tcp.Exact, true, 0, "refused", rst + " answered the SYN"},
-		{"RSTs were not recorded", tcp.ECONNREFUSED, tcp.NotObservable, false, 0, "refused", rst + ", or an ICMP error, answered the SYN"},
-		{"it may be lost", tcp.ECONNREFUSED, tcp.Exact, false, 1, "refused", rst + ", or an ICMP error, answered the SYN"},
-		{"host unreachable", tcp.EHOSTUNREACH, tcp.NotObservable, false, 0, "unreachable", icmp},
-		{"prohibited, IPv6", tcp.EACCES, tcp.Exact, false, 0, "unreachable", icmp},
-		{"no answer", tcp.ETIMEDOUT, tcp.Exact, false, 0, "timed-out", "198.19.0.1:7 did not answer"},
+		{"no RST", tcp.ECONNREFUSED, tcp.Exact, tcp.Event{}, 0, verdict.Verdict{Cause: verdict.Refused, Detail: verdict.ICMPError}, icmp + ", and no RST"},
+		{"an RST", tcp.ECONNREFUSED, tcp.Exact, got, 0, verdict.Verdict{Cause: verdict.Refused}, rst + " answered the SYN"},
+		{"RSTs were not recorded", tcp.ECONNREFUSED, tcp.NotObservable, tcp.Event{}, 0, verdict.Verdict{Cause: verdict.Refused}, rst + ", or an ICMP error, answered the SYN"},
+		{"it may be lost", tcp.ECONNREFUSED, tcp.Exact, tcp.Event{}, 1, verdict.Verdict{Cause: verdict.Refused}, rst + ", or an ICMP error, answered the SYN"},
+		{"host unreachable", tcp.EHOSTUNREACH, tcp.NotObservable, tcp.Event{}, 0, verdict.Verdict{Cause: verdict.Unreachable, Detail: verdict.ICMPError}, icmp},
+		{"prohibited, IPv6", tcp.EACCES, tcp.Exact, tcp.Event{}, 0, verdict.Verdict{Cause: verdict.Unreachable, Detail: verdict.ICMPError}, icmp},
+		{"no answer", tcp.ETIMEDOUT, tcp.Exact, tcp.Event{}, 0, verdict.Verdict{Cause: verdict.SynUnanswered}, "198.19.0.1:7 did not answer its SYN"},
+		{"filtered here", tcp.ETIMEDOUT, tcp.Exact, filtered, 0, verdict.Verdict{Cause: verdict.SynUnanswered, Detail: verdict.NotSent}, "a packet filter on this host dropped its SYN to 198.19.0.1:7"},
+		{"destroyed", tcp.ECONNABORTED, tcp.Exact, tcp.Event{}, 0, verdict.Verdict{Cause: verdict.Destroyed}, "the socket was ended by SOCK_DESTROY on its host"},
+		{"by a reason of its own", tcp.EPERM, tcp.Exact, tcp.Event{}, 0, verdict.Verdict{Cause: verdict.Forbidden}, "a local policy refused it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMaker()
 			m.header.Coverage = tcp.Coverage{tcp.FactRstReceived: tt.grade}
 			m.lost = tt.lost
 			m.state(1, 1, without(tuple(40000)), tcp.Close, tcp.SynSent, 0)
-			if tt.gotRst {
-				m.add(tcp.Event{Kind: tcp.KindRstReceived, NetNS: 1, Cookie: 1, Tuple: tuple(40000), Old: tcp.SynSent, New: tcp.SynSent})
+			if ev := tt.between; ev.Kind != 0 {
+				ev.NetNS, ev.Cookie, ev.Tuple, ev.Old, ev.New = 1, 1, tuple(40000), tcp.SynSent, tcp.SynSent
+				m.add(ev)
 			}
 			m.state(1, 1, tuple(40000), tcp.SynSent, tcp.Close, tt.errno)
 			r := open(t, write(t, m.made))
 			o := stories(t, r, story.Query{})[0].Outcome
-			if want := fmt.Sprintf("failed: connect() %s after", tt.errno); string(o.Cause) != tt.cause || !o.Failed ||
-				!strings.HasPrefix(o.Text, want) || !strings.HasSuffix(o.Text, ": "+tt.cause+", "+tt.why) {
+			begin, end := fmt.Sprintf("failed: connect() %s after", tt.errno), fmt.Sprintf(": %s, %s", tt.verdict.Cause, tt.why)
+			if (verdict.Verdict{Cause: o.Cause, Detail: o.Detail}) != tt.verdict || !o.Failed ||
+				!strings.HasPrefix(o.Text, begin) || !strings.HasSuffix(o.Text, end) {
 				t.Errorf("%+v", o)
 			}
-			byICMP := strings.HasPrefix(tt.why, icmp)
-			if got := strings.Contains(text(t, r, story.Query{}, nil), " ICMP error ---|"); got != byICMP || (o.Detail == verdict.ICMPError) != byICMP {
-				t.Errorf("drawn as such: %v, detail %q", got, o.Detail)
+			if got := strings.Contains(text(t, r, story.Query{}, nil), " ICMP error ---|"); got != (tt.verdict.Detail == verdict.ICMPError) {
+				t.Errorf("drawn as an ICMP error: %v", got)
 			}
 		})
 	}

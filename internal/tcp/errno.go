@@ -39,6 +39,10 @@ const (
 	ECANCELED     Errno = 125
 )
 
+// LinkDropped is -NET_XMIT_DROP as the event of a retransmit carries it, no error number: the segment was sent, and the link had no
+// room for it, as a veth has none beyond net.core.netdev_max_backlog of its peer.
+const LinkDropped Errno = 1<<16 - 1
+
 // errnoNames are the names of include/uapi/asm-generic/errno*.h for what the
 // socket calls return; the numbers are the same on amd64 and arm64.
 var errnoNames = map[Errno]string{

@@ -2,15 +2,15 @@ package timeline
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/twtrace/twtrace/internal/tcp"
 )
 
-// linkDropped is -NET_XMIT_DROP as a retransmit event carries it, no error number: TCP
-// sent the segment and counted it (TCPSynRetrans), and the link had no room for it, as a
-// veth has none beyond net.core.netdev_max_backlog of its peer.
-const linkDropped tcp.Errno = 1<<16 - 1
+// notTried are the errors of a segment that TCP did not hand down: __tcp_retransmit_skb comes to them before it counts
+// (TCPSynRetrans). What the host's packet filter (EPERM) or the link (tcp.LinkDropped) dropped is counted.
+var notTried = []tcp.Errno{tcp.EAGAIN, tcp.ENOMEM, 16 /* EBUSY */, tcp.EINVAL, tcp.EHOSTUNREACH}
 
 // Totals is what the kernel's events of one network namespace add up to.
 type Totals struct {
@@ -467,7 +467,7 @@ func (t *Totals) Add(ev *tcp.Event, opts *Options) {
 		t.RstReceived++
 	case tcp.KindRetransmit:
 		switch {
-		case ev.Errno != 0 && ev.Errno != linkDropped: // it could not be sent
+		case slices.Contains(notTried, ev.Errno):
 		case ev.Old == tcp.SynSent, ev.Old == tcp.SynRecv:
 			t.SynRetransmits++
 		default:

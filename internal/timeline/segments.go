@@ -498,7 +498,7 @@ func (s *Segmenter) acked(c *conversation, side uint8, ev *tcp.Event) {
 
 func (s *Segmenter) retransmit(ev *tcp.Event) {
 	c, side := s.conversation(ev)
-	if c == nil {
+	if c == nil || ev.Errno != 0 && ev.Errno != tcp.LinkDropped { // it did not come to the link
 		return
 	}
 	flags := ACK

@@ -51,7 +51,7 @@ func parseEvent(t testing.TB, text string) tcp.Event {
 			ev.Flags |= tcp.FlagTWMade
 		case "self":
 			ev.Tuple.Peer = ev.Tuple.Local
-		case "ETIMEDOUT", "ECONNRESET", "ECONNREFUSED":
+		case "ETIMEDOUT", "ECONNRESET", "ECONNREFUSED", "EPERM":
 			ev.Errno, _ = tcp.ParseErrno(w)
 		default:
 			s := parseState(t, w)
@@ -274,6 +274,14 @@ func TestSegmenter(t *testing.T) {
 				1000 0 c>s SYN 0 again
 				3000 0 c>s SYN 0 again`,
 			counts: Segments{Conversations: 1, Retransmits: 2},
+		},
+		"a SYN that a packet filter of this host drops": {
+			events: `
+				0 c1 CLOSE>SYN_SENT no-port
+				1000 c1 retransmit SYN_SENT EPERM
+				7000 c1 SYN_SENT>CLOSE ETIMEDOUT`,
+			want:   "0 0 c>s SYN 0",
+			counts: Segments{Conversations: 1},
 		},
 		"a SYN whose port is known too late": {
 			events: `

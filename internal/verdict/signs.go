@@ -108,6 +108,14 @@ func answeredByRst(t *timeline.Timeline, _ *Env) bool {
 // keptTimeWait: these RSTs did not end the TIME_WAIT.
 func keptTimeWait(t *timeline.Timeline, env *Env) bool { return env.RFC1337 && answeredByRst(t, env) }
 
+// keptBack: a packet filter of the sending host dropped a SYN that was sent again (nf_hook_slow: EPERM). Kernels whose tracepoint
+// has no error don't tell.
+func keptBack(t *timeline.Timeline, _ *Env) bool {
+	return t.Find(func(s *timeline.Step) bool {
+		return s.Kind == tcp.KindRetransmit && s.Old == tcp.SynSent && s.Errno == tcp.EPERM
+	}) != nil
+}
+
 // synDropped fits if the listener dropped a SYN of the attempt for this cause.
 func synDropped(cause tcp.Cause) sign {
 	return func(t *timeline.Timeline, _ *Env) bool {

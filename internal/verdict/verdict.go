@@ -52,6 +52,7 @@ const (
 	AbortOnOverflow Detail = "abort-on-overflow" // of Refused: the accept queue was full, and tcp_abort_on_overflow is 1
 	InTimeWait      Detail = "time-wait"         // of Refused, Reset: the peer's TIME_WAIT was in the way
 	ICMPError       Detail = "icmp-error"        // of Refused, Unreachable: an ICMP error ended the handshake, and no RST
+	NotSent         Detail = "not-sent"          // of SynUnanswered: this host's own packet filter dropped them
 	DroppedOther    Detail = "dropped"           // of SynUnanswered: the listener dropped the SYNs, for another reason than a queue
 	LastAckDropped  Detail = "last-ack-dropped"  // of NeverAccepted: the accept queue had no room for it
 	InAcceptQueue   Detail = "in-accept-queue"   // of NeverAccepted: it waited there
@@ -147,6 +148,7 @@ var rules = []rule{
 	{cause: AcceptQueueFull, errnos: late, program: connecting, kernel: synDropped(tcp.CauseAcceptQueue), refines: true},
 	{cause: SynQueueFull, errnos: late, program: connecting, kernel: synDropped(tcp.CauseSynQueue), refines: true},
 	{cause: SynUnanswered, detail: DroppedOther, errnos: late, program: connecting, kernel: synDropped(tcp.CauseOtherDrop), refines: true},
+	{cause: SynUnanswered, detail: NotSent, errnos: late, program: connecting, kernel: keptBack, refines: true},
 	{cause: SynUnanswered, errnos: late, program: both(connecting, ownTimeout)},
 	{cause: SynUnanswered, errnos: late, program: connecting, kernel: closedWith(tcp.ETIMEDOUT)},
 	{cause: NeverAccepted, detail: InAcceptQueue, errnos: late, program: noReply, kernel: neverAccepts, refines: true},
@@ -166,18 +168,6 @@ var rules = []rule{
 	{cause: Forbidden, errnos: []tcp.Errno{tcp.EPERM, tcp.EACCES}},
 	// The kernel refused socket(), setsockopt() or bind() for what was asked of it.
 	{cause: Local, errnos: []tcp.Errno{tcp.EINVAL, tcp.EADDRNOTAVAIL, tcp.EAGAIN, tcp.ENOPROTOOPT, 93, 94, tcp.EOPNOTSUPP, 97}, program: early},
-}
-
-// ByICMP returns the cause where it was an ICMP error that ended a handshake: the kernel closed the socket with errno,
-// and every RST that came was recorded.
-func ByICMP(errno tcp.Errno, gotRst bool) (Cause, bool) {
-	switch {
-	case slices.Contains(byICMP, errno):
-		return Unreachable, true
-	case errno == tcp.ECONNREFUSED && !gotRst:
-		return Refused, true
-	}
-	return "", false
 }
 
 // Of is In with nothing known of where the attempt was made but whether it was traced.

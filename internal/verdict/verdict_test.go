@@ -79,9 +79,12 @@ func envOf(name string) *Env {
 }
 
 var (
-	isOpen   = joined(1, opened, connected, gotReset, closing(tcp.Established, 0, tcp.ECONNRESET))
-	refusal  = joined(1, opened, closing(tcp.SynSent, 0, tcp.ECONNREFUSED))
-	endedBy  = func(errno tcp.Errno) timeline.Timeline { return joined(1, opened, closing(tcp.SynSent, 0, errno)) }
+	isOpen  = joined(1, opened, connected, gotReset, closing(tcp.Established, 0, tcp.ECONNRESET))
+	refusal = joined(1, opened, closing(tcp.SynSent, 0, tcp.ECONNREFUSED))
+	endedBy = func(errno tcp.Errno) timeline.Timeline { return joined(1, opened, closing(tcp.SynSent, 0, errno)) }
+	again   = func(errno tcp.Errno) timeline.Step {
+		return timeline.Step{Seq: 3, Kind: tcp.KindRetransmit, Old: tcp.SynSent, New: tcp.SynSent, Errno: errno}
+	}
 	gaveUp   = joined(1, opened, closing(tcp.SynSent, 0, tcp.ETIMEDOUT))
 	ownRst   = timeline.Step{Seq: 3, Kind: tcp.KindRstSent, Old: tcp.SynSent, New: tcp.SynSent}
 	lingered = theirs(tcp.KindState, tcp.Established, tcp.Close, tcp.FlagLinger0, 0)
@@ -150,6 +153,8 @@ var cases = []struct {
 	{"EACCES by ICMP", tcp.PhaseConnect, tcp.EACCES, 0, endedBy(tcp.EACCES), ICMPError, Unreachable, Forbidden, false},
 	{"refused by ICMP", tcp.PhaseConnect, tcp.ECONNREFUSED, 0, refusal, ICMPError, Refused, Refused, true},
 	{"refused, and each RST is seen", tcp.PhaseConnect, tcp.ECONNREFUSED, 0, joined(1, opened, gotReset, closing(tcp.SynSent, 0, tcp.ECONNREFUSED)), "", Refused, Refused, true},
+	{"SYN not sent", tcp.PhaseConnect, tcp.ETIMEDOUT, tcp.OwnTimeout, joined(1, opened, again(tcp.EPERM)), NotSent, SynUnanswered, SynUnanswered, false},
+	{"SYN that the link dropped", tcp.PhaseConnect, tcp.ETIMEDOUT, tcp.OwnTimeout, joined(1, opened, again(1<<16-1)), "", SynUnanswered, SynUnanswered, false},
 	{"destroyed", tcp.PhaseReceive, tcp.ECONNABORTED, 0, joined(1, opened, connected, closing(tcp.Established, 0, tcp.ECONNABORTED)), "", Destroyed, Destroyed, true},
 	{"destroyed in the handshake", tcp.PhaseConnect, tcp.ECONNABORTED, 0, endedBy(tcp.ECONNABORTED), "", Destroyed, Destroyed, true},
 	{"EMFILE", tcp.PhaseSocket, tcp.EMFILE, 0, timeline.Timeline{}, "", FDLimit, FDLimit, false},
