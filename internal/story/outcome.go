@@ -250,6 +250,9 @@ func resets(s *Story) (Outcome, bool) {
 		case !end.Seen():
 		case end.Errno != 0:
 			o := Outcome{Result: Reset, Failed: true, Cause: byErrno[end.Errno]}
+			if o.Cause == verdict.Refused { // but after its handshake
+				o.Cause = verdict.Unreachable
+			}
 			o.Text = fmt.Sprintf("ended by %s at the %s", end.Errno, endNames[i])
 			if o.Cause == verdict.Reset && end.RstReceived > 0 {
 				o.Text = fmt.Sprintf("reset by the %s", endNames[1-i])
@@ -257,7 +260,11 @@ func resets(s *Story) (Outcome, bool) {
 			if end.EstablishedNS != 0 && end.ClosedNS != 0 {
 				o.Text += " after " + span(end.ClosedNS-end.EstablishedNS)
 			}
-			if o.Cause != "" && o.Cause != verdict.Reset {
+			switch o.Cause {
+			case "", verdict.Reset:
+			case verdict.Unreachable: // sk_err_soft
+				o.Text += fmt.Sprintf(": %s, ICMP errors answered its segments until it timed out", o.Cause)
+			default:
 				o.Text += fmt.Sprintf(": %s, %s", o.Cause, s.sentence(o.Cause, ""))
 			}
 			return o, true

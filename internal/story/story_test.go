@@ -502,6 +502,18 @@ func TestHandshakes(t *testing.T) {
 	}
 }
 
+// TestTimedOutByICMP: the error of an established connection is that of the ICMP errors that had come when it timed out.
+func TestTimedOutByICMP(t *testing.T) {
+	m := newMaker()
+	m.connect(1, tuple(40000))
+	m.state(1, 1, tuple(40000), tcp.Established, tcp.Close, tcp.ECONNREFUSED)
+	o := stories(t, open(t, write(t, m.made)), story.Query{})[0].Outcome
+	const want = "ended by ECONNREFUSED at the client after 10.0 us: unreachable, ICMP errors answered its segments until it timed out"
+	if o.Cause != verdict.Unreachable || !o.Failed || o.Text != want {
+		t.Errorf("%+v", o)
+	}
+}
+
 // TestLosses: events that were lost are told of where the connection lies in that time, and say why an end is not there.
 func TestLosses(t *testing.T) {
 	m := newMaker()

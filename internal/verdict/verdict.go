@@ -112,6 +112,7 @@ var (
 	byICMP = []tcp.Errno{
 		tcp.ENETUNREACH, tcp.EHOSTUNREACH, tcp.EHOSTDOWN, tcp.ENONET, tcp.ENOPROTOOPT, tcp.EOPNOTSUPP, tcp.EPROTO, tcp.EACCES,
 	}
+	afterICMP = []tcp.Errno{tcp.ECONNREFUSED, tcp.ENOPROTOOPT, tcp.EOPNOTSUPP, tcp.EPROTO, tcp.EACCES}
 )
 
 // rules are sorted from what is certain to what is left.
@@ -163,6 +164,8 @@ var rules = []rule{
 	// A route of type blackhole (fib_props), or an address of a link without saying which link.
 	// The others come with an ICMP error only.
 	{cause: Unreachable, errnos: []tcp.Errno{tcp.EINVAL, tcp.ENOPROTOOPT, tcp.EOPNOTSUPP, tcp.EPROTO}, program: connecting},
+	// It timed out, and ICMP errors had come about its segments (sk_err_soft).
+	{cause: Unreachable, errnos: afterICMP, program: established, kernel: closedWith(afterICMP...)},
 	{cause: FDLimit, errnos: []tcp.Errno{tcp.EMFILE, tcp.ENFILE}},
 	{cause: NoMemory, errnos: []tcp.Errno{tcp.ENOMEM, tcp.ENOBUFS}},
 	{cause: Forbidden, errnos: []tcp.Errno{tcp.EPERM, tcp.EACCES}},

@@ -148,6 +148,7 @@ var cases = []struct {
 	{"ENETUNREACH by ICMP", tcp.PhaseConnect, tcp.ENETUNREACH, 0, endedBy(tcp.ENETUNREACH), ICMPError, Unreachable, Unreachable, false},
 	{"EHOSTUNREACH by ICMP", tcp.PhaseConnect, tcp.EHOSTUNREACH, 0, endedBy(tcp.EHOSTUNREACH), ICMPError, Unreachable, Unreachable, false},
 	{"EHOSTUNREACH later", tcp.PhaseReceive, tcp.EHOSTUNREACH, 0, joined(1, opened, connected, closing(tcp.Established, 0, tcp.EHOSTUNREACH)), "", Unreachable, Unreachable, false},
+	{"timed out after port unreachable", tcp.PhaseReceive, tcp.ECONNREFUSED, 0, joined(1, opened, connected, closing(tcp.Established, 0, tcp.ECONNREFUSED)), "", Unreachable, Unreachable, true},
 	{"ENOPROTOOPT by ICMP", tcp.PhaseConnect, tcp.ENOPROTOOPT, 0, endedBy(tcp.ENOPROTOOPT), ICMPError, Unreachable, Unreachable, false},
 	{"ENOPROTOOPT that was not seen", tcp.PhaseConnect, tcp.ENOPROTOOPT, 0, joined(1, opened), "", Unreachable, Unreachable, false},
 	{"EACCES by ICMP", tcp.PhaseConnect, tcp.EACCES, 0, endedBy(tcp.EACCES), ICMPError, Unreachable, Forbidden, false},
@@ -199,8 +200,8 @@ var cases = []struct {
 	// Nothing fits.
 	{"EADDRINUSE of connect", tcp.PhaseConnect, tcp.EADDRINUSE, 0, joined(1, opened), "", Unexplained, Unexplained, false},
 	{"EADDRNOTAVAIL of bind", tcp.PhaseBind, tcp.EADDRNOTAVAIL, 0, timeline.Timeline{}, "", Local, Local, false},
-	{"refused after connect", tcp.PhaseSend, tcp.ECONNREFUSED, 0, joined(1, opened, connected), "", Unexplained, Unexplained, false},
-	{"EPROTO of its own", tcp.PhaseReceive, tcp.EPROTO, 0, joined(1, opened), "", Unexplained, Unexplained, false},
+	{"refused after connect", tcp.PhaseSend, tcp.ECONNREFUSED, 0, joined(1, opened, connected), "", Unexplained, Unreachable, true},
+	{"EPROTO of its own", tcp.PhaseReceive, tcp.EPROTO, 0, joined(1, opened), "", Unexplained, Unreachable, true},
 	{"ECANCELED of its own", tcp.PhaseConnect, tcp.ECANCELED, 0, joined(1, opened), "", Unexplained, Unexplained, false},
 	{"black hole", tcp.PhaseConnect, tcp.EINVAL, 0, timeline.Timeline{}, "", Unreachable, Unreachable, false},
 	{"EINVAL", tcp.PhaseSocket, tcp.EINVAL, 0, timeline.Timeline{}, "", Local, Local, false},
