@@ -113,6 +113,7 @@ var sentences = map[verdict.Verdict]string{
 	{Cause: verdict.SynUnanswered}:                                 "Nothing answered the SYNs, and no listener was seen to drop them.",
 	{Cause: verdict.SynUnanswered, Detail: verdict.NotSent}:        "The SYNs did not leave this host: sending them again failed with EPERM, which is what a packet filter's output hook does that drops.",
 	{Cause: verdict.SynUnanswered, Detail: verdict.DroppedOther}:   "The listener dropped the SYNs, though its queues had room (no route back, no memory, a security module).",
+	{Cause: verdict.Unreachable, Detail: verdict.NoRoute}:          "This host had a route, and had none any more as it was to send the SYN again.",
 	{Cause: verdict.Destroyed}:                                     "SOCK_DESTROY ended this end's socket: neither its program nor the peer did, but something else on this host.",
 	{Cause: verdict.SelfConnect}:                                   "connect() chose the destination's own port as source port, and the socket was connected to itself.",
 }

@@ -77,6 +77,7 @@ var becauseOf = map[verdict.Verdict]string{
 	{Cause: verdict.Reset, Detail: verdict.Aborted}:                "it was aborted at %s, which sent an RST",
 	{Cause: verdict.SynUnanswered, Detail: verdict.NotSent}:        "a packet filter on this host dropped its SYN to %s",
 	{Cause: verdict.SynUnanswered, Detail: verdict.DroppedOther}:   "the listener at %s dropped its SYN, though its queues had room",
+	{Cause: verdict.Unreachable, Detail: verdict.NoRoute}:          "this host lost its route to %s",
 	{Cause: verdict.Unreachable, Detail: verdict.ICMPError}:        "an ICMP error answered the SYN to %s",
 }
 
@@ -187,7 +188,7 @@ func ofEvents(s *Story, env *verdict.Env) Outcome {
 		}
 		return failed(s, "connect()", v.Cause, v.Detail, end)
 	}
-	if o, ok := resets(s); ok {
+	if o, ok := resets(s, env); ok {
 		return o
 	}
 	switch {
@@ -226,7 +227,7 @@ func failed(s *Story, call string, c verdict.Cause, d verdict.Detail, end *End) 
 var endNames = [2]string{"client", "server"}
 
 // resets tells of a connection that did not end by FIN at both ends.
-func resets(s *Story) (Outcome, bool) {
+func resets(s *Story, env *verdict.Env) (Outcome, bool) {
 	for i := range s.Ends {
 		end := &s.Ends[i]
 		if !end.Seen() || end.ClosedBy&tcp.FlagLinger0 == 0 || end.Errno != 0 || end.RstSent == 0 {
@@ -250,8 +251,12 @@ func resets(s *Story) (Outcome, bool) {
 		case !end.Seen():
 		case end.Errno != 0:
 			o := Outcome{Result: Reset, Failed: true, Cause: byErrno[end.Errno]}
-			if o.Cause == verdict.Refused { // but after its handshake
-				o.Cause = verdict.Unreachable
+			why := ""
+			switch {
+			case o.Cause == verdict.Refused: // but after its handshake (sk_err_soft)
+				o.Cause, why = verdict.Unreachable, "ICMP errors answered its segments until it timed out"
+			case o.Cause == verdict.Unreachable && i == Client:
+				o.Detail = judge(s, &tcp.Attempt{Phase: tcp.PhaseReceive, Errno: end.Errno}, env).Detail
 			}
 			o.Text = fmt.Sprintf("ended by %s at the %s", end.Errno, endNames[i])
 			if o.Cause == verdict.Reset && end.RstReceived > 0 {
@@ -260,12 +265,8 @@ func resets(s *Story) (Outcome, bool) {
 			if end.EstablishedNS != 0 && end.ClosedNS != 0 {
 				o.Text += " after " + span(end.ClosedNS-end.EstablishedNS)
 			}
-			switch o.Cause {
-			case "", verdict.Reset:
-			case verdict.Unreachable: // sk_err_soft
-				o.Text += fmt.Sprintf(": %s, ICMP errors answered its segments until it timed out", o.Cause)
-			default:
-				o.Text += fmt.Sprintf(": %s, %s", o.Cause, s.sentence(o.Cause, ""))
+			if o.Cause != "" && o.Cause != verdict.Reset {
+				o.Text += fmt.Sprintf(": %s, %s", o.Cause, cmp.Or(why, s.sentence(o.Cause, o.Detail)))
 			}
 			return o, true
 		case end.RstReceived > 0:

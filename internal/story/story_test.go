@@ -502,15 +502,26 @@ func TestHandshakes(t *testing.T) {
 	}
 }
 
-// TestTimedOutByICMP: the error of an established connection is that of the ICMP errors that had come when it timed out.
-func TestTimedOutByICMP(t *testing.T) {
-	m := newMaker()
-	m.connect(1, tuple(40000))
-	m.state(1, 1, tuple(40000), tcp.Established, tcp.Close, tcp.ECONNREFUSED)
-	o := stories(t, open(t, write(t, m.made)), story.Query{})[0].Outcome
-	const want = "ended by ECONNREFUSED at the client after 10.0 us: unreachable, ICMP errors answered its segments until it timed out"
-	if o.Cause != verdict.Unreachable || !o.Failed || o.Text != want {
-		t.Errorf("%+v", o)
+// TestTimedOutUnreachable: an established connection that times out has the error of what was in its way before.
+func TestTimedOutUnreachable(t *testing.T) {
+	for _, tt := range []struct {
+		errno, again tcp.Errno
+		detail       verdict.Detail
+		why          string
+	}{
+		{tcp.ECONNREFUSED, 0, "", "ICMP errors answered its segments until it timed out"},
+		{tcp.EHOSTUNREACH, 0, "", "no way to 198.19.0.1:7"},
+		{tcp.ENETUNREACH, tcp.EHOSTUNREACH, verdict.NoRoute, "this host lost its route to 198.19.0.1:7"},
+	} {
+		m := newMaker()
+		m.connect(1, tuple(40000))
+		m.add(tcp.Event{Kind: tcp.KindRetransmit, NetNS: 1, Cookie: 1, Tuple: tuple(40000), Old: tcp.Established, New: tcp.Established, Errno: tt.again})
+		m.state(1, 1, tuple(40000), tcp.Established, tcp.Close, tt.errno)
+		o := stories(t, open(t, write(t, m.made)), story.Query{})[0].Outcome
+		want := fmt.Sprintf("ended by %s at the client after 20.0 us: unreachable, %s", tt.errno, tt.why)
+		if o.Cause != verdict.Unreachable || o.Detail != tt.detail || !o.Failed || o.Text != want {
+			t.Errorf("%+v, want %s", o, want)
+		}
 	}
 }
 

@@ -108,12 +108,19 @@ func answeredByRst(t *timeline.Timeline, _ *Env) bool {
 // keptTimeWait: these RSTs did not end the TIME_WAIT.
 func keptTimeWait(t *timeline.Timeline, env *Env) bool { return env.RFC1337 && answeredByRst(t, env) }
 
-// keptBack: a packet filter of the sending host dropped a SYN that was sent again (nf_hook_slow: EPERM). Kernels whose tracepoint
-// has no error don't tell.
+// keptBack: a packet filter of the sending host dropped a SYN that was sent again (nf_hook_slow).
 func keptBack(t *timeline.Timeline, _ *Env) bool {
-	return t.Find(func(s *timeline.Step) bool {
-		return s.Kind == tcp.KindRetransmit && s.Old == tcp.SynSent && s.Errno == tcp.EPERM
-	}) != nil
+	return notSentAgain(t, func(s *timeline.Step) bool { return s.Old == tcp.SynSent && s.Errno == tcp.EPERM })
+}
+
+// lostRoute: there was no route when a segment was to be sent again (inet_sk_rebuild_header).
+func lostRoute(t *timeline.Timeline, _ *Env) bool {
+	return notSentAgain(t, func(s *timeline.Step) bool { return s.Errno == tcp.EHOSTUNREACH })
+}
+
+// notSentAgain: a segment could not be sent again. Kernels whose tracepoint has no error don't tell.
+func notSentAgain(t *timeline.Timeline, why func(*timeline.Step) bool) bool {
+	return t.Find(func(s *timeline.Step) bool { return s.Kind == tcp.KindRetransmit && why(s) }) != nil
 }
 
 // synDropped fits if the listener dropped a SYN of the attempt for this cause.

@@ -52,6 +52,7 @@ const (
 	AbortOnOverflow Detail = "abort-on-overflow" // of Refused: the accept queue was full, and tcp_abort_on_overflow is 1
 	InTimeWait      Detail = "time-wait"         // of Refused, Reset: the peer's TIME_WAIT was in the way
 	ICMPError       Detail = "icmp-error"        // of Refused, Unreachable: an ICMP error ended the handshake, and no RST
+	NoRoute         Detail = "no-route"          // of Unreachable: this host had a route, and lost it
 	NotSent         Detail = "not-sent"          // of SynUnanswered: this host's own packet filter dropped them
 	DroppedOther    Detail = "dropped"           // of SynUnanswered: the listener dropped the SYNs, for another reason than a queue
 	LastAckDropped  Detail = "last-ack-dropped"  // of NeverAccepted: the accept queue had no room for it
@@ -159,6 +160,7 @@ var rules = []rule{
 	// tcp_abort, of sock_diag or of a BPF program.
 	{cause: Destroyed, errnos: []tcp.Errno{tcp.ECONNABORTED}, kernel: closedWith(tcp.ECONNABORTED)},
 
+	{cause: Unreachable, detail: NoRoute, errnos: unreachable, kernel: all(closedWith(unreachable...), lostRoute), refines: true},
 	{cause: Unreachable, detail: ICMPError, errnos: byICMP, program: connecting, kernel: closedWith(byICMP...), refines: true},
 	{cause: Unreachable, errnos: unreachable},
 	// A route of type blackhole (fib_props), or an address of a link without saying which link.

@@ -155,6 +155,7 @@ var cases = []struct {
 	{"refused by ICMP", tcp.PhaseConnect, tcp.ECONNREFUSED, 0, refusal, ICMPError, Refused, Refused, true},
 	{"refused, and each RST is seen", tcp.PhaseConnect, tcp.ECONNREFUSED, 0, joined(1, opened, gotReset, closing(tcp.SynSent, 0, tcp.ECONNREFUSED)), "", Refused, Refused, true},
 	{"SYN not sent", tcp.PhaseConnect, tcp.ETIMEDOUT, tcp.OwnTimeout, joined(1, opened, again(tcp.EPERM)), NotSent, SynUnanswered, SynUnanswered, false},
+	{"route lost", tcp.PhaseConnect, tcp.ENETUNREACH, 0, joined(1, opened, again(tcp.EHOSTUNREACH), closing(tcp.SynSent, 0, tcp.ENETUNREACH)), NoRoute, Unreachable, Unreachable, false},
 	{"SYN that the link dropped", tcp.PhaseConnect, tcp.ETIMEDOUT, tcp.OwnTimeout, joined(1, opened, again(1<<16-1)), "", SynUnanswered, SynUnanswered, false},
 	{"destroyed", tcp.PhaseReceive, tcp.ECONNABORTED, 0, joined(1, opened, connected, closing(tcp.Established, 0, tcp.ECONNABORTED)), "", Destroyed, Destroyed, true},
 	{"destroyed in the handshake", tcp.PhaseConnect, tcp.ECONNABORTED, 0, endedBy(tcp.ECONNABORTED), "", Destroyed, Destroyed, true},
