@@ -656,8 +656,13 @@ func (s *Segmenter) decide(q *segment) {
 // hand gives a segment its numbers and hands it out.
 func (s *Segmenter) hand(q *segment) error {
 	c := q.conv
-	if c.stray {
+	switch {
+	case c.stray:
 		c = s.latest(c, q.at)
+	case !c.begun && !c.syn: // its begin was not seen
+		if next := s.of(c.hash, c.pair); next != nil && next.begun {
+			c = next // which has sent something with an earlier time
+		}
 	}
 	if !c.begun {
 		s.start(c)

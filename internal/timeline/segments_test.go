@@ -534,6 +534,7 @@ func TestSegmenterForgets(t *testing.T) {
 // backwards.
 func FuzzSegmenter(f *testing.F) {
 	f.Add([]byte{1, 1, 0x72, 0, 1, 0, 1, 1, 0x21, 0, 1, 0, 1, 2, 0x31, 1, 1, 0, 1, 1, 0x14, 0, 5, 0})
+	f.Add([]byte{1, 48, 0x58, 48, 48, 48, 1, 48, 48, 128, 0, 0}) // a FIN of a connection of before, later than the pair's next SYN
 	f.Fuzz(func(t *testing.T, data []byte) {
 		const limit = 4
 		next := make(map[[2]netip.AddrPort]uint32)
