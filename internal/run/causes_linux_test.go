@@ -272,8 +272,7 @@ func TestCauses(t *testing.T) {
 
 func (p *provoked) run(t *testing.T) {
 	g, s := p.storm(t)
-	if row := hidden(s); row != nil {
-		t.Logf("once more: %+v", *row)
+	for again := 0; again < 2 && p.unseen(t, s); again++ {
 		g, s = p.storm(t)
 	}
 	if s.Unexplained != 0 || len(s.Failures) == 0 || s.Totals.Finished != 0 {
@@ -296,6 +295,23 @@ func (p *provoked) run(t *testing.T) {
 			p.evidence(g, f)
 		}
 	}
+}
+
+// unseen reports whether the kernel did something of which no program told: there are machines that run none in softirqs on
+// top of some process (KNOWN_ISSUES.md), where a timer of eight connections at once may be.
+func (p *provoked) unseen(t *testing.T, s *report.Summary) bool {
+	t.Helper()
+	if row := hidden(s); row != nil {
+		t.Logf("once more: %+v", *row)
+		return true
+	}
+	closes := p.detail == verdict.ICMPError || p.detail == verdict.NoRoute // the kernel closes each socket itself, with an error
+	at := slices.IndexFunc(s.Failures, func(f report.Failure) bool { return closes && f.Evidence["kernel_errno"] == nil })
+	if at < 0 || s.Events.Lost() != 0 {
+		return false
+	}
+	t.Logf("once more: the end of a socket was not seen: %+v", s.Failures[at])
+	return true
 }
 
 // storm has one fail on ground of its own, and checks its recording.
