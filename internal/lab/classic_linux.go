@@ -337,40 +337,52 @@ func (s *Session) classicLoops(rows []*classicRow, connections, ports int) {
 	})
 }
 
+// named is a counter of a storm.
+type named struct {
+	*report.CrossCheck
+	name string
+}
+
+// disagreeing are the counters of one of the row's storms that the trace differs from.
+func (r *classicRow) disagreeing(sum *report.Summary) (list []named) {
+	for i := range sum.CrossCheck {
+		if c := &sum.CrossCheck[i]; !c.Agrees {
+			list = append(list, named{c, fmt.Sprintf("tcp_tw_reuse %d, %s, reuseport %d, linger %d: %s %s: kernel %d, twtrace %d",
+				r.Reuse, r.Net, r.ReusePort, r.Linger, c.Side, c.Counter, c.Kernel, c.Twtrace)})
+		}
+	}
+	return list
+}
+
 // classicAccount settles whether the storms' own account is complete.
 func (s *Session) classicAccount(rows []*classicRow) {
 	attempts, failed, unexplained, lost, others := 0, 0, 0, uint64(0), 0
 	counters, far, differ, again := 0, 0, []string{}, []string{}
-	name := func(r *classicRow, c *report.CrossCheck) string {
-		return fmt.Sprintf("tcp_tw_reuse %d, %s, reuseport %d, linger %d: %s %s: kernel %d, twtrace %d",
-			r.Reuse, r.Net, r.ReusePort, r.Linger, c.Side, c.Counter, c.Kernel, c.Twtrace)
+	// What failed in a storm that was made once more is to be explained too.
+	account := func(sum *report.Summary) {
+		attempts += sum.Totals.Attempts
+		failed += sum.Totals.Failed
+		unexplained += sum.Unexplained
+		lost += sum.Events.Lost()
+		for _, f := range sum.Failures {
+			if f.Errno != unix.ErrnoName(unix.EADDRNOTAVAIL) {
+				others += f.Count
+			}
+		}
 	}
 	for _, r := range rows {
-		attempts += r.summary.Totals.Attempts
-		failed += r.summary.Totals.Failed
-		unexplained += r.summary.Unexplained
-		lost += r.summary.Events.Lost()
-		for i := range r.summary.CrossCheck {
-			c := &r.summary.CrossCheck[i]
-			counters++
-			if c.Agrees {
-				continue
-			}
-			differ = append(differ, name(r, c))
-			if apart(c) {
+		account(r.summary)
+		counters += len(r.summary.CrossCheck)
+		for _, c := range r.disagreeing(r.summary) {
+			differ = append(differ, c.name)
+			if apart(c.CrossCheck) {
 				far++
 			}
 		}
 		if r.before != nil {
-			for i := range r.before.CrossCheck {
-				if c := &r.before.CrossCheck[i]; !c.Agrees {
-					again = append(again, name(r, c))
-				}
-			}
-		}
-		for _, f := range r.summary.Failures {
-			if f.Errno != unix.ErrnoName(unix.EADDRNOTAVAIL) {
-				others += f.Count
+			account(r.before)
+			for _, c := range r.disagreeing(r.before) {
+				again = append(again, c.name)
 			}
 		}
 	}

@@ -81,10 +81,9 @@ func (b *Builder) SetEnv(env verdict.Env) {
 
 // EnvOf is what verdicts need to know of a run; reasons are its kernel's names for why an RST is sent.
 func EnvOf(s *Summary, reasons map[uint32]string) verdict.Env {
-	return verdict.Env{
-		Traced: s.Options.Trace, Reasons: reasons, EveryRst: s.Coverage[tcp.FactRstReceived] == tcp.Exact, RFC1337: s.Sysctls[SysctlRFC1337] == "1",
-		AbortOnOverflow: s.Sysctls[SysctlOverflow] == "1", NeverAccepts: s.Options.ServerMode == ServerNeverAccepts,
-	}
+	env := verdict.NewEnv(s.Options.Trace, s.Coverage, s.Sysctls, reasons)
+	env.NeverAccepts = s.Options.ServerMode == ServerNeverAccepts
+	return env
 }
 
 // Attempts takes attempts of the loop under way.

@@ -97,11 +97,7 @@ func outcome(s *Story, env *verdict.Env) Outcome {
 	if s.Attempt != nil {
 		return ofAttempt(s, &here)
 	}
-	o := ofEvents(s, &here)
-	if o.Cause != "" && o.Text == "" {
-		o.Text = s.sentence(o.Cause, "")
-	}
-	return o
+	return ofEvents(s, &here)
 }
 
 func (s *Story) sentence(c verdict.Cause, d verdict.Detail) string {

@@ -38,10 +38,7 @@ var errEnough = errors.New("enough")
 func newSource(ctx context.Context, r *recording.Reader) (*source, error) {
 	h := r.Header()
 	s := &source{ctx: ctx, r: r, traced: h.HZ != 0}
-	s.env = verdict.Env{
-		Traced: s.traced, Reasons: h.Enums["rst_reason"], EveryRst: h.Coverage[tcp.FactRstReceived] == tcp.Exact,
-		RFC1337: h.Sysctls["net.ipv4.tcp_rfc1337"] == "1", AbortOnOverflow: h.Sysctls["net.ipv4.tcp_abort_on_overflow"] == "1",
-	}
+	s.env = verdict.NewEnv(s.traced, h.Coverage, h.Sysctls, h.Enums["rst_reason"])
 	s.wall = recording.NewClocks(h.Clock)
 	before, at := uint64(0), h.StartMonoNS
 	want := func(seg *recording.Segment) bool {

@@ -17,6 +17,7 @@ const (
 	EAGAIN        Errno = 11
 	ENOMEM        Errno = 12
 	EACCES        Errno = 13
+	EBUSY         Errno = 16
 	EINVAL        Errno = 22
 	ENFILE        Errno = 23
 	EMFILE        Errno = 24
@@ -47,7 +48,7 @@ const LinkDropped Errno = 1<<16 - 1
 // socket calls return; the numbers are the same on amd64 and arm64.
 var errnoNames = map[Errno]string{
 	EPERM: "EPERM", 2: "ENOENT", EINTR: "EINTR", 5: "EIO", 9: "EBADF", EAGAIN: "EAGAIN",
-	ENOMEM: "ENOMEM", EACCES: "EACCES", 14: "EFAULT", 16: "EBUSY", 19: "ENODEV",
+	ENOMEM: "ENOMEM", EACCES: "EACCES", 14: "EFAULT", EBUSY: "EBUSY", 19: "ENODEV",
 	EINVAL: "EINVAL", ENFILE: "ENFILE", EMFILE: "EMFILE", EPIPE: "EPIPE", ENONET: "ENONET", EPROTO: "EPROTO",
 	88: "ENOTSOCK", 89: "EDESTADDRREQ", 90: "EMSGSIZE", ENOPROTOOPT: "ENOPROTOOPT", 93: "EPROTONOSUPPORT",
 	EOPNOTSUPP: "EOPNOTSUPP", 97: "EAFNOSUPPORT", EADDRINUSE: "EADDRINUSE", EADDRNOTAVAIL: "EADDRNOTAVAIL",

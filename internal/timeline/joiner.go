@@ -10,7 +10,7 @@ import (
 
 // notTried are the errors of a segment that TCP did not hand down: __tcp_retransmit_skb comes to them before it counts
 // (TCPSynRetrans). What the host's packet filter (EPERM) or the link (tcp.LinkDropped) dropped is counted.
-var notTried = []tcp.Errno{tcp.EAGAIN, tcp.ENOMEM, 16 /* EBUSY */, tcp.EINVAL, tcp.EHOSTUNREACH}
+var notTried = []tcp.Errno{tcp.EAGAIN, tcp.ENOMEM, tcp.EBUSY, tcp.EINVAL, tcp.EHOSTUNREACH}
 
 // Totals is what the kernel's events of one network namespace add up to.
 type Totals struct {

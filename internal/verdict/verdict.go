@@ -86,6 +86,14 @@ type Env struct {
 	NeverAccepts bool
 }
 
+// NewEnv is what the coverage and the sysctls of a trace tell; reasons are its kernel's names for why an RST is sent.
+func NewEnv(traced bool, c tcp.Coverage, sysctls map[string]string, reasons map[uint32]string) Env {
+	return Env{
+		Traced: traced, Reasons: reasons, EveryRst: c[tcp.FactRstReceived] == tcp.Exact,
+		RFC1337: sysctls["net.ipv4.tcp_rfc1337"] == "1", AbortOnOverflow: sysctls["net.ipv4.tcp_abort_on_overflow"] == "1",
+	}
+}
+
 // rule is a row: the first that fits gives the cause.
 type rule struct {
 	cause  Cause
